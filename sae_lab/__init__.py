@@ -1,0 +1,1 @@
+"""Train and study any sparse autoencoder on Llama models, in Jupyter."""

@@ -1,0 +1,95 @@
+"""A config field that knows its range and its sentence.
+
+One declaration is the default, the allowed range, the help text, the saved config, the CLI flag and the slider:
+
+    k: int = knob(32, 1, 512, "latents kept per token")
+    optimizer: str = knob("adam", choices=("adam", "sgd"), help="who takes the step")
+"""
+
+import types
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+def knob(default: Any, low=None, high=None, help: str = "", choices: tuple = ()) -> Any:
+    """A dataclass field with the range and the sentence that a form, a flag and an error need.
+
+    `None` as a default means "worked out from the rest"; the sentence says how.
+
+    Raises:
+        ValueError: if `default` lies outside `[low, high]` or is none of `choices`.
+    """
+    shown = Knob("default", object, default, low, high, help, tuple(choices))
+    shown.check(default)
+    return field(
+        default=default, metadata={"low": low, "high": high, "help": help, "choices": tuple(choices)}
+    )
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One row of a form: what a panel, a flag or an error needs to know of a config field."""
+
+    name: str
+    kind: type
+    default: object
+    low: int | float | None
+    high: int | float | None
+    help: str
+    choices: tuple = ()
+    optional: bool = False
+
+    def check(self, value: object) -> None:
+        """Raises:
+        ValueError: if `value` is outside the range; the message names value, rule and way out.
+        """
+        if value is None:
+            return
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{self.name}={value!r} is not one of {', '.join(map(repr, self.choices))}.")
+        if self.low is not None and not self.low <= value <= self.high:  # also catches NaN
+            raise ValueError(
+                f"{self.name}={value!r} must lie in [{self.low}, {self.high}]. {self.help}".rstrip()
+            )
+
+
+def knobs(config: type) -> list[Knob]:
+    """The form rows of a config class, in declaration order."""
+    hints = get_type_hints(config)
+    return [_row(f, hints[f.name]) for f in fields(config)]
+
+
+def check(config: Any) -> None:
+    """Checks every value of a config against its knob; call it in `__post_init__`.
+
+    Raises:
+        ValueError: the first value that is out of range, of the wrong type, or no known choice.
+    """
+    for row in knobs(type(config)):
+        value = getattr(config, row.name)
+        wanted = (int, float) if row.kind is float else row.kind
+        wrong = isinstance(value, bool) and row.kind in (int, float)
+        if value is None and row.optional:
+            continue
+        if wrong or not isinstance(value, wanted):
+            raise ValueError(f"{row.name}={value!r} must be {row.kind.__name__}. {row.help}".rstrip())
+        row.check(value)
+
+
+def _row(f: Field, hint: Any) -> Knob:
+    optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+    if optional:
+        (hint,) = (a for a in get_args(hint) if a is not type(None))
+    kind = get_origin(hint) or hint
+    default = None if f.default is MISSING else f.default
+    meta = f.metadata
+    return Knob(
+        f.name,
+        kind,
+        default,
+        meta.get("low"),
+        meta.get("high"),
+        meta.get("help", ""),
+        meta.get("choices", ()),
+        optional,
+    )

@@ -1,0 +1,33 @@
+"""Shapes are checked while tests run; tiny tensors want one thread; the shared models and texts are found once."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+torch.set_num_threads(1)  # tiny tensors: threads only fight
+install_import_hook("sae_lab", "beartype.beartype")
+
+SHARED = Path(os.environ.get("SAE_LAB_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """The folder of a real pretrained Llama (260K parameters)."""
+    folder = SHARED / "data" / "models" / "stories260K"
+    if not folder.exists():
+        pytest.skip("no shared model: set SAE_LAB_SHARED to a folder that holds data/models/stories260K")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories_text() -> Path:
+    """TinyStories, one JSON object a line, held-out part."""
+    file = SHARED / "data" / "text" / "tinystories_v1_valid_head.jsonl"
+    if not file.exists():
+        pytest.skip("no shared text: set SAE_LAB_SHARED to a folder that holds data/text")
+    return file
