@@ -21,9 +21,7 @@ def knob(default: Any, low=None, high=None, help: str = "", choices: tuple = ())
     """
     shown = Knob("default", object, default, low, high, help, tuple(choices))
     shown.check(default)
-    return field(
-        default=default, metadata={"low": low, "high": high, "help": help, "choices": tuple(choices)}
-    )
+    return field(default=default, metadata={"low": low, "high": high, "help": help, "choices": tuple(choices)})
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,7 @@ class Knob:
         if self.choices and value not in self.choices:
             raise ValueError(f"{self.name}={value!r} is not one of {', '.join(map(repr, self.choices))}.")
         if self.low is not None and not self.low <= value <= self.high:  # also catches NaN
-            raise ValueError(
-                f"{self.name}={value!r} must lie in [{self.low}, {self.high}]. {self.help}".rstrip()
-            )
+            raise ValueError(f"{self.name}={value!r} must lie in [{self.low}, {self.high}]. {self.help}".rstrip())
 
 
 def knobs(config: type) -> list[Knob]:
