@@ -1,1 +1,38 @@
-"""Train and study any sparse autoencoder on Llama models, in Jupyter."""
+"""Train and study any sparse autoencoder on Llama models, in Jupyter.
+
+Names load on first use, so that `import sae_lab` costs nothing.
+"""
+
+from importlib import import_module, metadata
+from typing import Any
+
+__version__ = metadata.version("sae-lab")
+
+_ROOM = {
+    "Site": "sites",
+    "load_model": "models",
+    "activations": "harvest",
+    "build": "saes",
+    "train": "training",
+    "evaluate": "evaluation",
+    "contexts": "windows",
+    "steer": "steering",
+    "launch": "launcher",
+    "load_sae": "library",
+    "save_sae": "library",
+    "Run": "runs",
+    "world": "tiny",
+}
+__all__ = sorted(_ROOM)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM:
+        raise AttributeError(f"sae_lab has no {name!r}. It has: {', '.join(__all__)}.")
+    if name == "world":
+        return import_module(f"{__name__}.tiny.world")
+    return getattr(import_module(f"{__name__}.{_ROOM[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
