@@ -23,7 +23,7 @@ _ROOM = {
     "Run": "runs",
     "world": "tiny",
 }
-__all__ = sorted(_ROOM)  # noqa: PLE0605
+__all__ = sorted(_ROOM)
 
 
 def __getattr__(name: str) -> Any:

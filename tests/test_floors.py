@@ -10,7 +10,7 @@ import pytest
 FLOORS = [
     {"shapes", "knobs", "sites"},
     {"sparse", "plots", "toys", "tiny"},
-    {"saes", "metrics", "matching", "models", "tokens"},
+    {"saes", "metrics", "recovery", "matching", "models", "tokens"},
     {"harvest", "runs", "pretrained"},
     {"training", "evaluation", "windows", "steering", "explanation", "comparison"},
     {"sweeps", "suites", "launcher", "library", "report"},
