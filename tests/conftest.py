@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from skipped import pytest_configure  # noqa: F401  (a hook)
 
 torch.set_num_threads(1)  # tiny tensors: threads only fight
 install_import_hook("sae_lab", "beartype.beartype")

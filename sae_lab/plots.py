@@ -1,0 +1,115 @@
+"""Arrays and tables in, plotly figures out: one look for notebook, report and panel. Knows nothing else."""
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+from plotly.subplots import make_subplots
+
+INK, PALE = "#24292f", "#d0d7de"
+COLOURS = ("#0b6e99", "#d9730d", "#4d7c0f", "#ad1a72", "#64748b", "#b8860b")
+TERMS = {"fvu": "FVU", "l0": "L0 (latents per token)", "dead": "dead latents", "lr": "learning rate"}
+
+
+def style(figure: go.Figure, height: int = 320) -> go.Figure:
+    """Quiet axes on a transparent ground, so that a figure sits on a light page and on a dark one."""
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 56, "r": 16, "t": 40, "b": 44},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        colorway=COLOURS,
+        font={"family": "system-ui, sans-serif", "size": 12, "color": "#6e7781"},
+        legend={"orientation": "h", "y": -0.2},
+        hoverlabel={"font": {"family": "system-ui, sans-serif"}},
+    )
+    quiet = {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False, "linecolor": "rgba(128,128,128,0.5)"}
+    figure.update_xaxes(**quiet)
+    figure.update_yaxes(**quiet)
+    return figure
+
+
+def curves(log: pd.DataFrame, columns: tuple[str, ...] = ("fvu", "l0", "dead"), name: str = "") -> go.Figure:
+    """Training curves over tokens seen, one small panel per column."""
+    shown = [c for c in columns if c in log]
+    figure = make_subplots(1, len(shown), subplot_titles=[TERMS.get(c, c) for c in shown], horizontal_spacing=0.08)
+    for i, column in enumerate(shown):
+        line = go.Scatter(
+            x=log["tokens"], y=log[column], mode="lines", name=name, showlegend=False, line={"color": COLOURS[0]}
+        )
+        figure.add_trace(line, 1, i + 1)
+        figure.update_xaxes(title_text="tokens", row=1, col=i + 1)
+        if column == "fvu":
+            figure.update_yaxes(type="log", row=1, col=i + 1)
+        else:
+            figure.update_yaxes(rangemode="tozero", row=1, col=i + 1)
+    return style(figure, 280)
+
+
+def densities(density: np.ndarray) -> go.Figure:
+    """Histogram of log10 of the share of tokens on which each latent fires; silent latents are left out and counted."""
+    alive = density[density > 0]
+    figure = go.Figure(go.Histogram(x=np.log10(alive), nbinsx=60, marker={"color": COLOURS[0]}))
+    figure.update_layout(title=f"density of {len(alive)} latents; {len(density) - len(alive)} silent", bargap=0.05)
+    figure.update_xaxes(title_text="log10 share of tokens")
+    figure.update_yaxes(title_text="latents")
+    return style(figure)
+
+
+def bars(table: pd.DataFrame, x: str, y: str, low: str, high: str, colour: str | None = None) -> go.Figure:
+    """Bars with intervals, grouped by `colour`."""
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(table.groupby(colour, sort=False) if colour else [("", table)]):
+        spread = {
+            "array": rows[high] - rows[y],
+            "arrayminus": rows[y] - rows[low],
+            "thickness": 1.2,
+            "color": "#6e7781",
+        }
+        figure.add_bar(
+            x=rows[x], y=rows[y], error_y=spread, name=str(name), marker={"color": COLOURS[i]}, showlegend=bool(colour)
+        )
+    figure.update_yaxes(title_text=y, rangemode="tozero")
+    return style(figure)
+
+
+def dose(table: pd.DataFrame, x: str = "strength", y: str = "found", by: str = "edit") -> go.Figure:
+    """Steering: how the share of texts that show the concept grows with the strength, one line per edit."""
+    figure = go.Figure()
+    for i, (name, rows) in enumerate(table.groupby(by, sort=False)):
+        band = {"array": rows["high"] - rows[y], "arrayminus": rows[y] - rows["low"], "thickness": 1.2}
+        figure.add_scatter(
+            x=rows[x], y=rows[y], error_y=band, name=name, mode="lines+markers", line={"color": COLOURS[i]}
+        )
+    figure.update_xaxes(title_text="strength, in typical activations of the latent")
+    figure.update_yaxes(title_text="share of texts with the concept", range=[0, 1.02])
+    return style(figure)
+
+
+def recovered(table: pd.DataFrame, names: dict[str, str], top: int = 30) -> go.Figure:
+    """Best F1 per concept, one dot per kind of unit; concepts ordered by the first kind."""
+    first = next(iter(names))
+    rows = table.sort_values(first, ascending=False).head(top).iloc[::-1]
+    figure = go.Figure()
+    for i, (column, label) in enumerate(names.items()):
+        figure.add_scatter(
+            x=rows[column],
+            y=rows["concept"],
+            mode="markers",
+            name=label,
+            marker={"color": COLOURS[i] if i < 2 else COLOURS[4], "size": 9 if not i else 7},
+        )
+    figure.update_xaxes(title_text="F1 on held-out text", range=[0, 1.02])
+    figure.update_layout(margin={"l": 220})
+    return style(figure, 120 + 18 * len(rows))
+
+
+def script() -> str:
+    """The plotly library as text, for pages that must work offline."""
+    return get_plotlyjs()
+
+
+def div(figure: go.Figure) -> str:
+    """A figure as HTML that expects `script()` once on the page."""
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
