@@ -1,0 +1,69 @@
+"""English: noun phrases, pronouns and adjectives. Its Grammar class is the interface every language implements.
+
+A language is a module grammar_<language>.py with a class `Grammar` that has, as here,
+- `dets`, `preps`, `cases`: the flag words a noun slot may carry (preps: fused prepositions such as fr `à de`, de `in an zu von`);
+- `pronouns`: {form: {"m": .., "f": .., "n": ..}}; the forms are the flag words of a person's or thing's pronoun slot;
+- `first`: {"nom", "acc", "gen" or a pronoun form: word} for a narrator written as "I" by third-person templates. Leave it
+  empty where verbs agree with the person: such a language writes its own first-person sentences;
+- `gender(noun, sex)`: "m", "f" or "n" that pronouns and `{X?a:b}` follow (sex: of a person or named animal, else None);
+- `sex(noun)`: the sex a named animal must have because its noun has it, None: free to draw;
+- `noun(noun, spec, adjective, owner)`, `adjective(word, gender, plural)`, `name(name, spec, sex)`: lists of (text, tags)
+  pieces; a piece that ends in an apostrophe is glued to the next. `spec` is engine.Spec; `owner` the gender of the owner
+  under `his=H`; `adjective` a Word or None. `Word` (engine.Word) holds a lexicon line: path, forms, extra.
+"""
+
+VOWELS = "aeiou"
+
+
+class Grammar:
+    """English."""
+
+    language = "en"
+    dets = frozenset("a the this my your his our their no some".split())
+    preps: frozenset = frozenset()
+    cases = frozenset("acc gen".split())
+    pronouns = {
+        "he": {"m": "he", "f": "she", "n": "it"},
+        "him": {"m": "him", "f": "her", "n": "it"},
+        "his": {"m": "his", "f": "her", "n": "its"},
+        "himself": {"m": "himself", "f": "herself", "n": "itself"},
+    }
+    first = {"nom": "I", "acc": "me", "gen": "my", "he": "I", "him": "me", "his": "my", "himself": "myself"}
+
+    def sex(self, noun):
+        """English nouns leave an animal's sex open, but for a few."""
+        return {"hen": "f", "cow": "f", "rooster": "m"}.get(noun.forms[0])
+
+    def gender(self, noun, sex):
+        """Whoever has a sex is he or she; all else is it."""
+        return sex or "n"
+
+    def noun(self, noun, spec, adjective, owner):
+        """`a small dog`, `her old coats`, `the bakers`."""
+        mass = noun.forms[1:] == ("-",)
+        plural = spec.plural and not mass
+        word = noun.forms[1] if plural else noun.forms[0]
+        number = ("pos.noun", "number.plural") if plural else ("pos.noun",)
+        out = [(word, (noun.path, *number))]
+        if adjective:
+            out.insert(0, (adjective.forms[0], (adjective.path, "pos.adjective")))
+        det = self.determiner(spec.det, out[0][0], plural, mass, owner)
+        return [(det, ("pos.determiner",)), *out] if det else out
+
+    def determiner(self, det, following, plural, mass, owner):
+        """The determiner's form before the word that follows; None for none."""
+        if det == "a":
+            return "some" if plural or mass else ("an" if following[0].lower() in VOWELS else "a")
+        if det == "his":
+            return self.pronouns["his"][owner or "n"]
+        if det == "this":
+            return "these" if plural else "this"
+        return det
+
+    def adjective(self, word, gender, plural):
+        """English adjectives never change."""
+        return [(word.forms[0], (word.path, "pos.adjective"))]
+
+    def name(self, name, spec, sex):
+        """`Omar`, or `Omar's` with the flag gen."""
+        return [(f"{name}'s" if spec.case == "gen" else name, ("pos.name",))]
