@@ -10,7 +10,7 @@ import pytest
 FLOORS = [
     {"shapes", "knobs", "sites"},
     {"sparse", "plots", "toys", "tiny"},
-    {"saes", "metrics", "recovery", "matching", "models", "tokens"},
+    {"saes", "metrics", "intervals", "recovery", "matching", "models", "tokens"},
     {"harvest", "runs", "pretrained"},
     {"training", "evaluation", "windows", "steering", "explanation", "comparison"},
     {"sweeps", "suites", "launcher", "library", "report"},

@@ -1,0 +1,80 @@
+"""Numbers with a bootstrap interval over documents: tokens of one document are not independent, documents are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".3f"
+        return f"{self.value:{spec}} [{self.low:{spec}}, {self.high:{spec}}]"
+
+    def __str__(self) -> str:
+        return format(self, "")
+
+    def to_json(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+    @classmethod
+    def share(cls, hits: int, tries: int) -> "Estimate":
+        """A share of independent tries with Wilson's interval."""
+        if tries < 1:
+            raise ValueError(f"A share of {tries} tries is no number: give at least one.")
+        z, p = 1.959964, hits / tries
+        middle = (p + z * z / (2 * tries)) / (1 + z * z / tries)
+        reach = z / (1 + z * z / tries) * np.sqrt(p * (1 - p) / tries + z * z / (4 * tries * tries))
+        return cls(p, float(max(0.0, middle - reach)), float(min(1.0, middle + reach)))
+
+
+def draws(docs: int, n: int, seed: int = 0) -> Float[np.ndarray, "draws docs"]:
+    """How often each document is drawn: row 0 is the sample itself, the others are n resamplings of it."""
+    counts = np.random.default_rng(seed).multinomial(docs, np.full(docs, 1 / docs), size=n)
+    return np.vstack([np.ones(docs), counts]).astype(np.float64)
+
+
+def interval(values: Float[np.ndarray, " draws"]) -> Estimate:
+    """From a statistic on each row of `draws`: its value, and the middle 95% of its resamplings."""
+    low, high = np.nanquantile(values[1:], [0.025, 0.975])
+    return Estimate(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
+
+
+class DocSums:
+    """Sums of named columns per document, in float64, added to as text streams by."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, np.ndarray] = {}
+        self.docs = 0
+
+    def add(self, doc: Int[np.ndarray, " tokens"], **columns: np.ndarray) -> None:
+        """Adds per-token numbers, [tokens] or [tokens, d], to their documents' sums; `doc` counts from 0."""
+        if not len(doc):
+            return
+        self.docs = max(self.docs, int(doc.max()) + 1)
+        starts = np.flatnonzero(np.diff(doc, prepend=doc[0] - 1))  # runs of one document
+        for name, column in columns.items():
+            total = self._room(name, column.shape[1:])
+            np.add.at(total, doc[starts], np.add.reduceat(column.astype(np.float64), starts, axis=0))
+
+    def estimate(self, statistic: Callable[[dict[str, np.ndarray]], np.ndarray], n: int = 1000) -> Estimate:
+        """A statistic of the column sums (arrays with one row per draw) and its interval."""
+        weights = draws(self.docs, n)
+        return interval(statistic({name: weights @ total[: self.docs] for name, total in self.sums.items()}))
+
+    def _room(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        have = self.sums.get(name)
+        if have is None or len(have) < self.docs:
+            grown = np.zeros((max(1024, 2 * self.docs), *shape))
+            if have is not None:
+                grown[: len(have)] = have
+            self.sums[name] = grown
+        return self.sums[name]
