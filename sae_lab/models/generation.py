@@ -1,0 +1,198 @@
+"""A model writes: one row for each prompt, edit and sample, token by token."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+from sae_lab.shapes import Acts, Direction, Mask
+from sae_lab.sites import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Adds `strength * vector` to the activations at a site, at every token that is not special.
+
+    `strength` is a number, or a function from activations [..., d_in] to one number each ([...]), for example to bring
+    a latent to a value. At a TC site the activations are the MLP's input and the sum is with its output. With
+    `prompt=False` only new tokens are edited.
+    """
+
+    site: str
+    vector: Direction
+    strength: float | Callable[[Acts], Tensor] = 1.0
+    prompt: bool = True
+    name: str | None = None
+
+    def added(self, x: Acts) -> Acts:
+        """What is added to activations `x`."""
+        scale = self.strength(x)[..., None] if callable(self.strength) else self.strength
+        return (scale * self.vector.to(x)).expand_as(x)
+
+
+@dataclass(frozen=True)
+class Written:
+    """The state after one more token: `ids` are the newest tokens (-1 in a finished row)."""
+
+    index: int
+    ids: list[int]
+    done: list[bool]
+    _decode: Callable[[], list[str]] = field(repr=False)
+
+    @property
+    def texts(self) -> list[str]:
+        """What each row has written so far, without its prompt."""
+        return self._decode()
+
+
+class Generation:
+    """A running generation: iterate for a `Written` per token; `texts` runs it to the end.
+
+    `rows` names each row's prompt, edit and sample by number. To stop early, stop asking.
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        prompts: Sequence[str],
+        edits: Sequence[tuple[Edit, ...]],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        n: int,
+        seed: int,
+    ):
+        if n > 1 and temperature == 0:
+            raise ValueError(f"n={n} samples at temperature 0 are all the same text. Set temperature=0.8, or n=1.")
+        if temperature < 0 or not 0 < top_p <= 1:
+            raise ValueError(f"temperature={temperature} must be >= 0 and top_p={top_p} in (0, 1].")
+        self.rows = [(p, e, i) for p in range(len(prompts)) for e in range(len(edits)) for i in range(n)]
+        if not self.rows:
+            raise ValueError("Nothing to write: give at least one prompt, one edit (None for a plain row) and n >= 1.")
+        self._lm, self._edits = lm, [edits[e] for _, e, _ in self.rows]
+        self._sampling = temperature, top_p, n, seed
+        self._prompts = [_prompt_ids(lm, text, max_new_tokens) for text in prompts]
+        self._new: list[list[int]] = [[] for _ in self.rows]
+        self._starts = [len(self._decoded(p, [])) for p in range(len(prompts))]
+        self._steps = self._run(max_new_tokens)
+
+    def __iter__(self) -> Iterator[Written]:
+        return self._steps
+
+    @property
+    def texts(self) -> list[str]:
+        """The finished texts, without their prompts, in the order of `rows`."""
+        for _ in self._steps:
+            pass
+        return self._so_far(final=True)
+
+    @property
+    def text(self) -> str:
+        """The finished text of a generation of one row.
+
+        Raises:
+            ValueError: with several rows, which `texts` gives.
+        """
+        if len(self.rows) > 1:
+            raise ValueError(f"{len(self.rows)} rows were written: take `.texts`.")
+        return self.texts[0]
+
+    def _run(self, max_new_tokens: int) -> Iterator[Written]:
+        lm, done = self._lm, [False] * len(self.rows)
+        ids, mask = self._padded()
+        cache, special = DynamicCache(config=lm.config), lm.special(ids)
+        draw = _Draw(*self._sampling, rows=self.rows)
+        stops = _stop_ids(lm)
+        real = mask
+        for index in range(max_new_tokens):
+            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            changes = _changes(self._edits, real & ~special, prompt=index == 0)
+            newest = draw(lm.step(ids, cache, mask, positions, changes)).tolist()
+            newest = [-1 if over else i for i, over in zip(newest, done)]
+            done = [over or i in stops for i, over in zip(newest, done)]
+            for row, i in zip(self._new, newest):
+                if i >= 0 and i not in stops:
+                    row.append(i)
+            yield Written(index, newest, list(done), self._so_far)
+            if all(done):
+                return
+            ids = torch.tensor(newest, device=lm.device).clamp(min=0)[:, None]
+            real, special = torch.ones_like(ids, dtype=torch.bool), lm.special(ids)
+            mask = torch.cat([mask, real], 1)
+
+    def _padded(self) -> tuple[Int[Tensor, "rows seq"], Mask]:
+        """Prompts padded on the LEFT, so that every row's next token is in the same column."""
+        width = max(map(len, self._prompts))
+        rows = [self._prompts[p] for p, _, _ in self.rows]
+        ids = torch.tensor([[row[0]] * (width - len(row)) + row for row in rows], device=self._lm.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self._lm.device)
+        return ids, torch.arange(width, device=self._lm.device)[None] >= width - lengths[:, None]
+
+    def _so_far(self, final: bool = False) -> list[str]:
+        texts = [self._decoded(p, new)[self._starts[p] :] for (p, _, _), new in zip(self.rows, self._new)]
+        return texts if final else [t.rstrip("\ufffd") for t in texts]  # half of a character may still be missing
+
+    def _decoded(self, prompt: int, new: list[int]) -> str:
+        return self._lm.tokenizer.decode(self._prompts[prompt] + new, skip_special_tokens=True)
+
+
+class _Draw:
+    """Chooses next tokens; one random number per prompt and sample, shared by that prompt's edits."""
+
+    def __init__(self, temperature: float, top_p: float, n: int, seed: int, rows: list[tuple[int, int, int]]):
+        self.temperature, self.top_p = temperature, top_p
+        self.random = torch.Generator().manual_seed(seed)
+        self.of_row = torch.tensor([p * n + i for p, _, i in rows])
+
+    def __call__(self, logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        u = torch.rand(int(self.of_row.max()) + 1, generator=self.random)[self.of_row].to(logits.device)[:, None]
+        p, order = (logits.float() / self.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        total = p.cumsum(-1)
+        kept = torch.where(total - p < self.top_p, p, 0.0)
+        reach = kept.cumsum(-1)
+        place = torch.searchsorted(reach, u * reach[:, -1:], right=True)
+        last = (kept > 0).sum(-1, keepdim=True) - 1
+        return order.gather(1, torch.minimum(place, last))[:, 0]
+
+
+def _changes(rows: list[tuple[Edit, ...]], where: Mask, prompt: bool) -> dict[Site, Callable]:
+    """One change per site, in which every row gets its own edits."""
+    active = [(r, e) for r, row in enumerate(rows) for e in row if e.prompt or not prompt]
+    return {site: _change([(r, e) for r, e in active if Site(e.site) == site], where) for site in _sites(active)}
+
+
+def _sites(active: list[tuple[int, Edit]]) -> set[Site]:
+    return {Site(e.site) for _, e in active}
+
+
+def _change(edits: list[tuple[int, Edit]], where: Mask) -> Callable[[Tensor, Tensor], Tensor]:
+    def change(x: Tensor, old: Tensor) -> Tensor:
+        new = old.clone()
+        for row, edit in edits:
+            new[row] += torch.where(where[row, :, None], edit.added(x[row]).to(old), 0.0)
+        return new
+
+    return change
+
+
+def _prompt_ids(lm: Any, text: str, room: int) -> list[int]:
+    ids, _ = lm.encode(text)
+    if ids.shape[1] + room > lm.context:
+        raise ValueError(
+            f"A prompt of {ids.shape[1]} tokens and max_new_tokens={room} exceed the context of {lm.name} "
+            f"({lm.context}). Shorten the prompt to {max(lm.context - room, 0)} tokens or ask for fewer new ones."
+        )
+    return ids[0].tolist()
+
+
+def _stop_ids(lm: Any) -> set[int]:
+    """End of text; and a BOS, which begins the next text in a packed stream."""
+    ends = lm.module.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return {i for i in (*ends, lm.tokenizer.eos_token_id, lm.tokenizer.bos_token_id) if i is not None}

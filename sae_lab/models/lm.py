@@ -1,0 +1,287 @@
+"""A language model as everything else sees it: read, splice, gradients, generate."""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lab.models import traces
+from sae_lab.models.generation import Edit, Generation
+from sae_lab.shapes import Acts, Ids, Logits, Mask, PerPlace, Scalar
+from sae_lab.sites import PARTS, Site
+
+Activations = Float[Tensor, "batch seq d_in"]
+
+
+@dataclass(frozen=True)
+class Splice:
+    """What a splice did. All per place: `ce` and `kl` at place t are about the prediction of token t + 1, in nats.
+
+    `counts` marks the places that a mean is taken over: the token was replaced (see `where` of `LM.splice`), and what
+    follows it is a real token that does not begin a new document.
+    """
+
+    logits: Logits
+    ce: PerPlace
+    ce_clean: PerPlace
+    kl: PerPlace  # KL(clean || spliced)
+    counts: Mask
+
+
+class LM:
+    """A decoder of the Llama family with its tokenizer; parameters are frozen. Made by `load_model`.
+
+    Calls from several threads take turns.
+    """
+
+    def __init__(self, name: str, module: torch.nn.Module, tokenizer: Any):
+        self.name, self.tokenizer, self.module = name, tokenizer, module
+        self.config = module.config
+        self.d_model: int = self.config.hidden_size
+        self.n_layers: int = self.config.num_hidden_layers
+        self.context: int = self.config.max_position_embeddings
+        self.mlp_width: int = self.config.intermediate_size
+        self.vocab: int = module.get_input_embeddings().weight.shape[0]
+        self.special_ids = tuple(sorted(set(tokenizer.all_special_ids)))
+        norm = traces.mlp_norm(module.model.layers[0])
+        self._eps: float = getattr(norm, "variance_epsilon", None) or norm.eps
+        self._model = traces.wrap(module, tokenizer)
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"LM({self.name!r}: {self.n_layers} layers, d_model {self.d_model}, context {self.context})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.module.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights and so of what is read."""
+        return self.module.dtype
+
+    def sites(self, parts: Iterable[str] = PARTS) -> list[Site]:
+        """Every site of the model, in the order in which it computes them."""
+        return sorted((Site(f"L{i}{p}") for i in range(self.n_layers) for p in parts), key=lambda s: s.order)
+
+    def d_in(self, site: str) -> int:
+        """Width of the activations at a site. Raises as `read` does for a site the model lacks."""
+        self._site(site)
+        return self.d_model
+
+    def encode(self, text: str | Sequence[str]) -> tuple[Ids, Mask]:
+        """Token ids of texts, one row each, with one BOS in front where the tokenizer has one; padded on the right."""
+        texts = [text] if isinstance(text, str) else list(text)
+        bos = self.tokenizer.bos_token_id
+        start = [] if bos is None else [bos]
+        rows = [start + self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+        if not rows or min(map(len, rows)) == 0:
+            raise ValueError("An empty text holds no token to read. Give a text of at least one character.")
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [row[-1]] * (width - len(row)) for row in rows])
+        mask = torch.arange(width)[None] < torch.tensor([len(row) for row in rows])[:, None]
+        return ids, mask
+
+    def special(self, ids: Ids) -> Mask:
+        """Which tokens are the tokenizer's special ones (BOS, EOS, padding, chat marks)."""
+        return torch.isin(ids, torch.tensor(self.special_ids, device=ids.device, dtype=ids.dtype))
+
+    def read(self, ids: Ids, sites: str | Iterable[str], mask: Mask | None = None) -> dict[Site, Activations]:
+        """Activations at sites from one forward pass that ends after the last of them; the head never runs.
+
+        Rows are packed or padded on the right; `mask` marks real tokens. Activations at padding mean nothing. Since
+        every token sees only what is to its left, padding on the right changes no other value.
+
+        Raises:
+            ValueError: a site the model lacks, an id outside the vocabulary, rows longer than the model's context, or
+                padding that is not on the right.
+        """
+        wanted = [self._site(s) for s in ([sites] if isinstance(sites, str) else sites)]
+        ids = self._checked(ids, mask)
+        with self._lock:
+            found = traces.read(self._model, ids, set(wanted), self._eps)
+        return {s: found[s] for s in wanted}
+
+    def neurons(self, ids: Ids, layer: int, mask: Mask | None = None) -> Float[Tensor, "batch seq mlp_width"]:
+        """The hidden units of a layer's MLP, as its last matrix reads them."""
+        layer, ids = self._site(f"L{layer}M").layer, self._checked(ids, mask)
+        with self._lock:
+            return traces.neurons(self._model, ids, layer)
+
+    def logits(self, ids: Ids, mask: Mask | None = None) -> Logits:
+        """The model's own predictions."""
+        ids = self._checked(ids, mask)
+        with self._lock:
+            return traces.logits(self._model, ids)
+
+    def splice(
+        self,
+        ids: Ids,
+        sites: str | dict[str, Callable[[Acts], Acts]],
+        fn: Callable[[Acts], Acts] | None = None,
+        mask: Mask | None = None,
+        where: Mask | None = None,
+        clean: Logits | None = None,
+        grad: bool = False,
+    ) -> Splice:
+        """Runs the model with activations replaced: `splice(ids, "L3R", fn)` or `splice(ids, {site: fn, ...})`.
+
+        Each `fn` maps activations [batch, seq, d_in] to their replacement, and sees what earlier splices left. At a TC
+        site it reads the MLP's input and replaces the MLP's output. `where` marks the tokens that are replaced:
+        by default every real token that is not special. `clean` takes the logits of an earlier clean run
+        (`lm.logits(ids)`), so that several splices of one text share it. With `grad=True` the result keeps the graph
+        from its numbers to the parameters inside `fn`.
+
+        Raises:
+            ValueError: as `read`; two splices that write the same place; a `fn` that changes the shape.
+        """
+        edits = {self._site(s): f for s, f in ({sites: fn} if isinstance(sites, str) else sites).items()}
+        if len({s.target for s in edits}) < len(edits):
+            raise ValueError(
+                f"Two of the splices at {', '.join(edits)} write the same place. Splice one of them at a time."
+            )
+        ids = self._checked(ids, mask)
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
+        where = real & ~self.special(ids) if where is None else where.to(ids.device)
+        changes = {s: _replace(s, f, where) for s, f in edits.items()}
+        with self._lock:
+            clean = traces.logits(self._model, ids) if clean is None else clean
+            logits = traces.changed(self._model, ids, changes, self._eps, grad)
+        counts = where & self._predicts(ids, real)
+        return Splice(logits, ce(logits, ids), ce(clean, ids), kl(clean, logits), counts)
+
+    def gradients(
+        self,
+        ids: Ids,
+        sites: str | Iterable[str],
+        of: str | int | tuple[int, int] | Callable[[Logits], Scalar] = "ce",
+        mask: Mask | None = None,
+        at: Int[Tensor, " batch"] | None = None,
+    ) -> Activations | dict[Site, Activations]:
+        """How a number changes with the activations at a site, or at several (then a dict).
+
+        `of` is "ce" (cross-entropy in nats, summed over every real token that follows another, BOS left out); a token
+        id (its logit at place `at` of each row, the last real one by default, summed over rows); two ids (the first's
+        logit less the second's); or a function of the logits.
+
+        Raises:
+            ValueError: as `read`, and for an unknown `of`.
+        """
+        wanted = [self._site(s) for s in ([sites] if isinstance(sites, str) else sites)]
+        ids = self._checked(ids, mask)
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
+        measure = self._measure(of, ids, real, at)
+        with self._lock:
+            found = traces.gradients(self._model, ids, set(wanted), measure, self._norm_weight)
+        return found[wanted[0]] if isinstance(sites, str) else {s: found[s] for s in wanted}
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        edits: Sequence[Edit | Sequence[Edit] | None] = (None,),
+        max_new_tokens: int = 40,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        n: int = 1,
+        seed: int = 0,
+    ) -> Generation:
+        """Continues prompts, one row for each prompt, edit and sample; iterate over it to see tokens as they come.
+
+        An item of `edits` is one `Edit`, several that act together, or None. Temperature 0 takes the likeliest token.
+        Sampling draws the same random numbers for every edit, so that rows differ by the edit alone.
+
+        Raises:
+            ValueError: as `read`; a prompt that leaves no room for `max_new_tokens` in the context.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        rows = [() if e is None else (e,) if isinstance(e, Edit) else tuple(e) for e in edits]
+        for edit in (e for row in rows for e in row):
+            self._site(edit.site)
+        return Generation(self, prompts, rows, max_new_tokens, temperature, top_p, n, seed)
+
+    def step(self, ids: Ids, cache: Any, mask: Mask, positions: Ids, changes: dict) -> Float[Tensor, "batch vocab"]:
+        """Next-token logits of one more piece of text, continuing a key-value cache; what `generate` is made of."""
+        with self._lock:
+            return traces.step(self._model, ids, cache, mask, positions, changes, self._eps)
+
+    def _site(self, name: str) -> Site:
+        site = Site(name)
+        if site.layer >= self.n_layers:
+            raise ValueError(f"No site {site}: {self.name} has layers 0 to {self.n_layers - 1}.")
+        return site
+
+    def _checked(self, ids: Ids, mask: Mask | None) -> Ids:
+        if ids.shape[1] > self.context:
+            raise ValueError(
+                f"{ids.shape[1]} tokens a row, but the context of {self.name} is {self.context}. Cut the text into "
+                f"pieces of at most {self.context} tokens."
+            )
+        odd = ids[(ids < 0) | (ids >= self.vocab)]
+        if len(odd):
+            raise ValueError(
+                f"Token id {odd[0].item()} is outside the vocabulary of {self.name} (0 to {self.vocab - 1}). Encode the "
+                "text with this model's own tokenizer (`lm.encode`); padding takes any valid id and a mask."
+            )
+        if mask is not None and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+            raise ValueError(
+                "The mask has real tokens to the right of padding. Pad rows on the right (`lm.encode` does)."
+            )
+        return ids.to(self.device)
+
+    def _predicts(self, ids: Ids, real: Mask) -> Mask:
+        """Places followed by a real token that is not a BOS."""
+        bos = self.tokenizer.bos_token_id
+        follows = real.roll(-1, 1) & (ids.roll(-1, 1) != (-1 if bos is None else bos)) & real
+        follows[:, -1] = False
+        return follows
+
+    def _measure(self, of: Any, ids: Ids, real: Mask, at: Tensor | None) -> Callable[[Logits], Scalar]:
+        if callable(of):
+            return of
+        if of == "ce":
+            places = self._predicts(ids, real)
+            return lambda logits: ce(logits, ids)[places].sum()
+        pair = (of,) if isinstance(of, int) else of
+        if not isinstance(pair, tuple) or not all(isinstance(i, int) and 0 <= i < self.vocab for i in pair):
+            raise ValueError(
+                f"of={of!r} is unknown. Write 'ce', a token id, two ids (first less second) or a function of logits."
+            )
+        rows = torch.arange(len(ids), device=ids.device)
+        last = real.sum(1) - 1 if at is None else at.to(ids.device)
+        signs = (1.0, -1.0)
+        return lambda logits: sum(sign * logits[rows, last, i].float().sum() for sign, i in zip(signs, pair))
+
+    def _norm_weight(self, layer: int) -> Tensor:
+        norm = traces.mlp_norm(self.module.model.layers[layer])
+        return 1.0 + norm.weight if type(norm).__name__.startswith("Gemma") else norm.weight
+
+
+def ce(logits: Logits, ids: Ids) -> PerPlace:
+    """Cross-entropy in nats of the token that follows each place; 0 at a row's last place."""
+    one = [F.cross_entropy(row[:-1].float(), nxt[1:], reduction="none") for row, nxt in zip(logits, ids)]
+    return F.pad(torch.stack(one), (0, 1))
+
+
+def kl(clean: Logits, spliced: Logits) -> PerPlace:
+    """KL(clean || spliced) in nats at each place."""
+    rows = []
+    for p, q in zip(clean, spliced):  # a row at a time: vocabularies are wide
+        p, q = p.float().log_softmax(-1), q.float().log_softmax(-1)
+        rows.append((p.exp() * (p - q)).sum(-1))
+    return torch.stack(rows)
+
+
+def _replace(site: Site, fn: Callable[[Acts], Acts], where: Mask) -> traces.Change:
+    def change(x: Tensor, old: Tensor) -> Tensor:
+        new = fn(x)
+        if new.shape != old.shape:
+            raise ValueError(f"The splice at {site} made {tuple(new.shape)} of {tuple(old.shape)}. Keep the shape.")
+        return torch.where(where[..., None], new.to(old), old)
+
+    return change

@@ -1,0 +1,133 @@
+"""A name becomes a model: the embedded Llamas, a folder, or a name on the Hugging Face hub.
+
+Everything that can be wrong with a name or a folder is found here, and said in words a user can act on.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+from sae_lab.models.lm import LM
+
+EMBEDDED = ("tiny", "tiny-chat")
+FAMILY = "Llama, Mistral, Qwen2, Qwen3, Gemma, Phi-3"
+_PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp.down_proj")  # of every layer
+
+
+def load_model(name: str | Path, device: str | None = None, dtype: Any = None, remote: bool = False) -> LM:
+    """A language model by name: "tiny", "tiny-chat", a folder in Hugging Face's layout, or a hub name.
+
+    `device` is a CUDA device where there is one, else the CPU. `dtype` ("bfloat16", torch.float16 ...) is float32 on a
+    CPU and the stored one elsewhere.
+
+    Raises:
+        FileNotFoundError: no such model, or its weights are not here and cannot be fetched.
+        ValueError: the files are damaged, the architecture is not of the Llama family, or `dtype` is unknown.
+    """
+    if remote:
+        raise NotImplementedError("remote=True is not part of this release. Leave it out to run the model here.")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    source = _source(str(name))
+    with _quiet():
+        config = _ask(name, lambda: AutoConfig.from_pretrained(source))
+        _check_family(name, config)
+        tokenizer = _ask(name, lambda: AutoTokenizer.from_pretrained(source))
+        module = _weights(name, source, _dtype(dtype, device))
+    return LM(str(name), module.to(device), tokenizer)
+
+
+def _source(name: str) -> str:
+    if name in EMBEDDED:
+        from sae_lab import tiny
+
+        return str(tiny.folder(name))
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise FileNotFoundError(f"{name} holds no config.json: give the folder of a saved Hugging Face model.")
+        return name
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise FileNotFoundError(
+        f"No model {name!r}. Write {', '.join(map(repr, EMBEDDED))}, an existing folder, or a hub name such as "
+        "'meta-llama/Llama-3.1-8B'."
+    )
+
+
+def _weights(name: str | Path, source: str, dtype: torch.dtype | str) -> torch.nn.Module:
+    def load() -> tuple:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+
+    module, info = _ask(name, load)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"The weights of {name} lack {len(missing)} tensors ({', '.join(missing[:3])} ...): fetch the model anew."
+        )
+    return module
+
+
+def _ask(name: str | Path, load: Any) -> Any:
+    """Runs a load from disk or hub; what goes wrong there is said in one sentence."""
+    try:
+        return load()
+    except SafetensorError as error:
+        raise ValueError(
+            f"A weights file of {name} is damaged or cut short ({error}): copy or fetch it anew."
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        if isinstance(error, OSError):
+            raise FileNotFoundError(
+                f"{name}: {first} If the name is right, the files are not on this machine: connect to the hub and log "
+                "in where the model is gated (`hf auth login`), or give a folder that holds config.json, the tokenizer "
+                "and model.safetensors; or use 'tiny', which comes with the package."
+            ) from error
+        raise ValueError(f"{name} cannot be loaded: {first} Models of the Llama family work: {FAMILY}.") from error
+
+
+def _check_family(name: str | Path, config: Any) -> None:
+    with torch.device("meta"):
+        empty = _ask(name, lambda: AutoModelForCausalLM.from_config(config))
+    layers = getattr(getattr(empty, "model", None), "layers", None)
+    lacks = "model.layers" if not layers else next((p for p in _PARTS if not _has(layers[0], p)), None)
+    if lacks:
+        raise ValueError(
+            f"{name} is a {type(empty).__name__}, which is not built like a Llama (no {lacks}): sites would not mean "
+            f"what they say. Models of the Llama family work: {FAMILY}."
+        )
+
+
+def _has(layer: torch.nn.Module, path: str) -> bool:
+    for part in path.split("."):
+        if not hasattr(layer, part):
+            return False
+        layer = getattr(layer, part)
+    return True
+
+
+def _dtype(dtype: Any, device: torch.device) -> torch.dtype | str:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else "auto"
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype={dtype!r} is not a torch dtype. Write 'float32', 'bfloat16' or 'float16'.")
+    return found
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the loader's progress bars and reports, which fill a notebook; errors still come."""
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
