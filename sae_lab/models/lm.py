@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lab.models import traces
@@ -205,7 +205,9 @@ class LM:
             self._site(edit.site)
         return Generation(self, prompts, rows, max_new_tokens, temperature, top_p, n, seed)
 
-    def step(self, ids: Ids, cache: Any, mask: Mask, positions: Ids, changes: dict) -> Float[Tensor, "batch vocab"]:
+    def step(
+        self, ids: Ids, cache: Any, mask: Bool[Tensor, "batch past"], positions: Ids, changes: dict
+    ) -> Float[Tensor, "batch vocab"]:
         """Next-token logits of one more piece of text, continuing a key-value cache; what `generate` is made of."""
         with self._lock:
             return traces.step(self._model, ids, cache, mask, positions, changes, self._eps)
@@ -225,8 +227,8 @@ class LM:
         odd = ids[(ids < 0) | (ids >= self.vocab)]
         if len(odd):
             raise ValueError(
-                f"Token id {odd[0].item()} is outside the vocabulary of {self.name} (0 to {self.vocab - 1}). Encode the "
-                "text with this model's own tokenizer (`lm.encode`); padding takes any valid id and a mask."
+                f"Token id {odd[0].item()} is outside the vocabulary of {self.name} (0 to {self.vocab - 1}). Encode "
+                "the text with this model's own tokenizer (`lm.encode`); padding takes any valid id and a mask."
             )
         if mask is not None and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             raise ValueError(
