@@ -113,18 +113,13 @@ class Draw:
         return yes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Word:
     """A line of a lexicon: its concept path, forms (`dog`, `dogs`) and extra fields (`m`); `adjectives`: its classes' table."""
 
     path: str
     forms: tuple[str, ...]
     extra: tuple[str, ...] = ()
-
-    def __hash__(self):
-        return id(self)
-
-    __eq__ = object.__eq__
 
 
 @dataclass(frozen=True)
