@@ -90,7 +90,9 @@ class Compiler:
         self.at += 1
 
     def choice(self):
-        """(a|b|c)"""
+        """(a|b|c), or (?a|b): not drawn, a where the hero narrates and b elsewhere"""
+        asks = self.source.startswith("?", self.at)
+        self.at += asks
         start, branches = self.start, []
         while True:
             self.start = start
@@ -102,6 +104,8 @@ class Compiler:
         if len(branches) < 2:
             self.fail("A choice (a|b) needs at least two branches; escape literal parentheses as \\( \\)")
         branches = tuple(branches)
+        if asks:
+            return lambda page: page.run(branches[not page.narrator])
 
         def op(page: Page):
             page.run(page.draw.pick(branches))
