@@ -11,8 +11,8 @@ FLOORS = [
     {"shapes", "knobs", "sites"},
     {"sparse", "plots", "toys", "tiny"},
     {"saes", "metrics", "intervals", "recovery", "matching", "models", "tokens"},
-    {"harvest", "runs", "pretrained"},
-    {"training", "evaluation", "windows", "steering", "explanation", "comparison"},
+    {"harvest", "reading", "runs", "pretrained"},
+    {"training", "evaluation", "concepts", "windows", "steering", "explanation", "comparison"},
     {"sweeps", "suites", "launcher", "library", "report"},
     {"panels", "cli"},
 ]

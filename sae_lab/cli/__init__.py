@@ -1,0 +1,66 @@
+"""The command line: `sae-lab <verb> ...`. Verbs load on use; mistakes end in one clear line, never a traceback."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+VERBS = {
+    "quickstart": "train an SAE on the embedded Llama, measure it, steer with it, write report.html",
+    "train": "train one SAE: sae-lab train VARIANT [options]",
+    "evaluate": "measure a trained SAE on held-out text: sae-lab evaluate RUN",
+    "runs": "list the runs of a folder",
+    "variants": "list the variants with their papers",
+    "ps": "list the runs with their processes",
+    "pause": "pause a detached run",
+    "resume": "let a paused run go on, or start a stopped or killed one again from its last checkpoint",
+    "stop": "checkpoint a run and end its process",
+}
+USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
+    f"  {verb:<12}{what}" for verb, what in VERBS.items()
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns the exit status: 0 done, 1 failed, 2 asked wrongly, 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if argv[0] == "--version":
+        from .. import __version__
+
+        print(__version__)
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        print(f"sae-lab: no verb {verb!r}. Known: {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    as_json = "--json" in rest
+    return guarded(lambda: import_module(f"{__name__}.commands").COMMANDS[verb]([a for a in rest if a != "--json"], as_json))
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """A command's exit status; what a user can cause is said in one line on stderr.
+
+    SAE_LAB_DEBUG=1 shows the traceback as well.
+    """
+    try:
+        command()
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, FloatingPointError) as error:
+        if os.environ.get("SAE_LAB_DEBUG"):
+            raise
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"sae-lab: {said}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError | KeyError | TypeError | FileNotFoundError) else 1
+    return 0
+
+
+def say(result: dict[str, Any] | list, as_json: bool, shown: str) -> None:
+    """Prints one JSON object for machines, or the text for people."""
+    print(json.dumps(result, ensure_ascii=False) if as_json else shown)

@@ -1,0 +1,184 @@
+"""The first two minutes: an SAE of the embedded Llama, its numbers, what its latents mean, and one steered text."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..concepts import POSITIVES, Concepts, recover
+from ..evaluation import Evaluation, evaluate
+from ..harvest import activations
+from ..knobs import check, knob
+from ..models import LM, load_model
+from ..report import Section, Tokens, write_page
+from ..runs import Run, fresh
+from ..saes import SAE, build
+from ..steering import SteeringExperiment, experiment
+from ..tiny import world
+from ..training import train
+from ..windows import Contexts, contexts
+from .progress import note, watched
+
+SHOWN = 8  # concepts whose contexts the report shows
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """The knobs of the first run."""
+
+    model: str = knob("tiny", help="the model: tiny, a folder or a hub name")
+    site: str = knob("L2R", help="where in it: L2R is the residual stream after layer 2")
+    tokens: int = knob(1_000_000, 10_000, 10**10, "tokens to train on")
+    d_sae: int = knob(2048, 16, 2**20, "latents")
+    k: int = knob(32, 1, 4096, "latents per token, on average")
+    lr: float | None = knob(None, 1e-7, 1.0, "peak learning rate; None: the recipe's")
+    folder: str = knob("runs/quickstart", help="run folder; a number is added where it is taken")
+    seed: int = knob(0, 0, 2**31 - 1, "seed of everything")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the first run found."""
+
+    run: Run
+    sae: SAE
+    evaluation: Evaluation
+    concepts: Concepts
+    steering: SteeringExperiment
+    contexts: Contexts
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        c = self.sae.cfg
+        return {
+            "run": str(self.run.folder),
+            "report": str(self.run.folder / "report.html"),
+            "sae": {"variant": self.sae.name, "k": c.k, "d_sae": c.d_sae, "d_in": c.d_in} | self.evaluation.about,
+            "evaluation": self.evaluation.to_json(),
+            "concepts": self.concepts.to_json(),
+            "steering": self.steering.to_json(),
+            "seconds": self.seconds,
+        }
+
+
+def quickstart(options: Quickstart) -> Findings:
+    """Trains, measures, steers and writes the report."""
+    watch = Watch()
+    with watch("load"):
+        lm = load_model(options.model)
+        source = activations(lm, options.site, text="world", seed=options.seed)
+        sae = build("batchtopk", d_in=lm.d_in(options.site), d_sae=options.d_sae, k=options.k, seed=options.seed)
+    run = Run(fresh(options.folder))
+    with watch("train"):
+        knobs = {"tokens": options.tokens, "lr": options.lr, "seed": options.seed}
+        for _ in watched(train(sae, source, run=run.folder, about={"model": options.model}, **knobs), "train"):
+            pass
+    with watch("evaluate"):
+        evaluation = evaluate(sae, lm)
+        run.write_eval(evaluation.to_json())
+        note(repr(evaluation))
+    with watch("concepts"):
+        concepts = recover(sae, lm)
+        note(repr(concepts))
+        best = named(concepts).head(SHOWN)
+        shown = contexts(sae, lm, list(dict.fromkeys(best.latent)), n=3)
+    with watch("steer"):
+        target = steering_target(concepts)
+        steering = experiment(sae, lm, int(target.latent), target.concept)
+        note(repr(steering))
+    found = Findings(run, sae, evaluation, concepts, steering, shown, watch.seconds)
+    with watch("report"):
+        write_page(run.folder / "report.html", "A first sparse autoencoder", subtitle(found, lm), sections(found))
+    note(f"{run.folder / 'report.html'} after {sum(watch.seconds.values()):.0f} s")
+    return found
+
+
+class Watch:
+    """Seconds per part of the run."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = round(time.perf_counter() - start, 2)
+
+
+def named(concepts: Concepts) -> pd.DataFrame:
+    """Word concepts with enough held-out positives, the best recovered first."""
+    table = concepts.table
+    return table[(table.kind == "word") & (table.positives >= POSITIVES)]
+
+
+def steering_target(concepts: Concepts) -> Any:
+    """The best-recovered concept of meaning that `recognise` can read off text.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    readable = set(world.recognisable())
+    for row in named(concepts).itertuples():
+        if row.concept in readable and row.concept.split(".")[0] in ("entity", "attribute", "sentiment"):
+            return row
+    raise ValueError("No recovered concept can be read off text: train on more tokens.")
+
+
+def subtitle(found: Findings, lm: LM) -> str:
+    c, a = found.sae.cfg, found.evaluation.about
+    return (
+        f"{found.sae.name}, {c.d_sae:,} latents, k {c.k}, trained at {a['site']} of {lm.name} "
+        f"(d_model {lm.d_model}) in {found.seconds['train']:.0f} s; measured on {a['tokens']:,} test tokens."
+    )
+
+
+def sections(found: Findings) -> list[Section]:
+    """The report, from training curves to steered texts."""
+    best, steering = named(found.concepts).head(SHOWN), found.steering
+    about = f"{steering.concept}, latent {steering.latent}, strength x{steering.strength:g} of its typical activation"
+    return [
+        Section("Numbers", "Held-out text; intervals are 95%, over documents.", (found.evaluation.table,)),
+        Section("Training", "Fraction of variance unexplained, latents per token and dead latents.", (curve(found),)),
+        Section(
+            "What latents mean",
+            "The best latent per concept, chosen with its threshold on other text; mean F1 and the best concepts.",
+            (found.concepts.means, found.concepts.figure),
+        ),
+        *(
+            Section(row.concept, f"latent {row.latent}, F1 {row.latents:.2f}", marked(found.contexts, int(row.latent)))
+            for row in best.itertuples()
+        ),
+        Section("How often latents fire", "Density of each latent on test text.", (found.evaluation.figure,)),
+        Section(
+            "Steering",
+            f"{about}: share of {steering.about['prompts']} texts in which the concept is recognised.",
+            (steering.table, steering.figure, *written(steering)),
+        ),
+    ]
+
+
+def curve(found: Findings) -> Any:
+    from ..plots import curves
+
+    return curves(found.run.log)
+
+
+def marked(shown: Contexts, latent: int) -> tuple[Tokens, ...]:
+    top = max((max(c.values) for c in shown[latent]), default=1.0)
+    return tuple(Tokens(c.tokens, c.values, top) for c in shown[latent])
+
+
+def written(steering: SteeringExperiment, n: int = 2) -> Iterator[Tokens]:
+    """The first texts of each edit at the chosen strength; the prompt is unshaded, what was written is shaded lightly."""
+    for (edit, strength), rows in steering.texts.items():
+        if strength in (0.0, steering.strength):
+            for prompt, new in rows[:n]:
+                yield Tokens((prompt, new), (0.0, 0.25), 1.0, label=edit)

@@ -1,0 +1,182 @@
+"""Concept recovery: how well single latents name the concepts of the labelled world, beside what chance and neurons do.
+
+For each concept the best unit and its threshold are chosen on the validation split and scored on the test split. Beside
+the latents stand a frozen random dictionary of the same width and k, and the layer's own units: MLP neurons and signed
+residual dimensions. "matched" gives the latents as few candidates as there are neurons.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from . import plots
+from .intervals import Estimate, draws, interval
+from .models import LM
+from .reading import Page, home, walk
+from .recovery import Firings, Recovery, choose, score
+from .saes import SAE, build
+from .sites import Site
+from .tiny import world
+from .tokens import Blocks, token_blocks
+
+POSITIVES = 50  # a concept with fewer held-out positives is shown but not averaged
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """Held-out F1 of the best unit per concept, for each kind of unit.
+
+    Attributes:
+        recoveries: per kind of unit ("latents", "random", "neurons", "matched") its counts and choices.
+        kinds: "word", "context" or "relation" of each concept.
+    """
+
+    recoveries: dict[str, Recovery]
+    kinds: tuple[str, ...]
+    about: dict[str, Any]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per concept: the best latent, its threshold, its scores, and the F1 of the other units."""
+        table = self.recoveries["latents"].table.rename(columns={"unit": "latent", "f1": "latents"})
+        table.insert(1, "kind", self.kinds)
+        for name in self.recoveries:
+            table[name] = self.recoveries[name].table["f1"]
+        return table.sort_values("latents", ascending=False, ignore_index=True)
+
+    def mean(self, units: str = "latents", kind: str = "word") -> Estimate:
+        """Mean F1 over the concepts of a kind with at least 50 held-out positives."""
+        recovery = self.recoveries[units]
+        counted = (np.array(self.kinds) == kind) & (recovery.positive.sum(0) >= POSITIVES)
+        if not counted.any():
+            raise ValueError(f"No {kind} concept has {POSITIVES} positives here: measure on more tokens.")
+        return interval(recovery.mean_f1(counted, draws(len(recovery.hit), 500)))
+
+    @property
+    def means(self) -> pd.DataFrame:
+        """Mean F1 per kind of concept and kind of unit."""
+        rows = []
+        for kind in sorted(set(self.kinds), reverse=True):
+            counted = (np.array(self.kinds) == kind) & (self.recoveries["latents"].positive.sum(0) >= POSITIVES)
+            if counted.any():
+                means = {units: self.mean(units, kind).value for units in self.recoveries}
+                rows.append({"concepts": kind, "how many": int(counted.sum())} | means)
+        return pd.DataFrame(rows)
+
+    @property
+    def figure(self):
+        """The best-named concepts, latents against neurons and a random dictionary (plotly)."""
+        rows = self.table[self.table.positives >= POSITIVES]
+        return plots.recovered(
+            rows, {"latents": "best latent", "neurons": "best neuron", "random": "random dictionary"}
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {units: self.mean(units).to_json() for units in self.recoveries} | {"about": self.about}
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{units} {self.mean(units)}" for units in self.recoveries)
+        return f"Concepts, mean best F1 of word concepts on {self.about['tokens']:,} held-out tokens: {shown}"
+
+
+def recover(
+    sae: SAE, lm: LM, *, site: str | Site | None = None, tokens: int = 100_000, seed: int = 0, **options: Any
+) -> Concepts:
+    """Names the best latent of every concept of the world, and says how well it does on text it was not chosen on.
+
+    Args:
+        tokens: how many tokens each of the two splits (validation to choose, test to score) has.
+    """
+    site = home(sae, site)
+    k = round(float(sae.origin.get("l0") or getattr(sae.cfg, "k", 32)))
+    chance = build("random", d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, k=k, seed=seed)
+    units: dict[str, Callable[[Page], Firings]] = {
+        "latents": lambda page: _of_latents(sae, page.acts[site]),
+        "random": lambda page: _of_latents(chance, page.acts[site]),
+        "neurons": lambda page: _of_neurons(lm, site, page),
+    }
+    concepts = world.concepts()
+    names, parts = tuple(c.name for c in concepts), {}
+    for split in ("validation", "test"):
+        blocks = token_blocks(lm.tokenizer, text="world", split=split, seed=seed, **options)
+        parts[split] = _collect(lm, blocks, site, units, names, tokens)
+    recoveries = {}
+    for name in (*units, "matched"):
+        choice_on, labels, _ = parts["validation"]
+        score_on, held_out, doc = parts["test"]
+        pick = _matched(parts["validation"][0], seed) if name == "matched" else None
+        kind = "latents" if name == "matched" else name
+        a, b = choice_on[kind], score_on[kind]
+        a, b = (a.only(pick), b.only(pick)) if pick is not None else (a, b)
+        recoveries[name] = score(b, held_out, choose(a, labels), doc, names)
+    about = {"site": str(site), "tokens": len(parts["test"][2]), "seed": seed, "k of random": k}
+    about |= {f"{name} candidates": recoveries_units(parts, name) for name in units}
+    return Concepts(recoveries, tuple(c.kind for c in concepts), about)
+
+
+def recoveries_units(parts: dict, name: str) -> int:
+    """How many units of a kind there were to choose from."""
+    return parts["validation"][0][name].units
+
+
+def _matched(firings: dict[str, Firings], seed: int) -> np.ndarray:
+    """As many latents, drawn at random, as there are neurons."""
+    n = min(firings["latents"].units, firings["neurons"].units)
+    return np.sort(np.random.default_rng(seed).permutation(firings["latents"].units)[:n])
+
+
+def _collect(lm: LM, blocks: Blocks, site: Site, units: dict[str, Callable], names: tuple[str, ...], tokens: int):
+    """Firings of each kind of unit, labels and documents, one row per kept token."""
+    found, labels, docs, seen = {name: [] for name in units}, [], [], 0
+    for page in walk(lm, blocks, [site], tokens):
+        for name, fire in units.items():
+            found[name].append((seen, fire(page)))
+        labels.append(page_labels(page, world.Concepts(names)))
+        docs.append(page.doc)
+        seen += len(page.doc)
+    return {name: _joined(parts, seen) for name, parts in found.items()}, sparse.vstack(labels), np.concatenate(docs)
+
+
+def _joined(parts: list[tuple[int, Firings]], tokens: int) -> Firings:
+    unit = np.concatenate([f.unit for _, f in parts])
+    token = np.concatenate([f.token + start for start, f in parts])
+    return Firings(unit, token, np.concatenate([f.value for _, f in parts]), parts[0][1].units, tokens)
+
+
+def page_labels(page: Page, concepts: world.Concepts) -> sparse.csr_array:
+    """Which concepts each kept token of a page carries: [kept tokens, concepts]."""
+    block, size = page.block, len(concepts.names)
+    of, spans = block.doc[page.keep].numpy(), torch.stack([block.start, block.end], -1)[page.keep].numpy()
+    order = np.argsort(of, kind="stable")
+    cuts = np.flatnonzero(np.diff(of[order], prepend=-1, append=-1))
+    tokens, ids = [], []
+    for begin, end in zip(cuts[:-1], cuts[1:]):
+        here = order[begin:end]
+        token, concept = world.token_labels(block.texts[of[here[0]]], spans[here], concepts)
+        tokens.append(here[token])
+        ids.append(concept)
+    token, concept = np.concatenate(tokens), np.concatenate(ids)
+    known = concept < size
+    place = (token[known], concept[known])
+    return sparse.csr_array((np.ones(known.sum(), bool), place), shape=(len(of), size))
+
+
+@torch.no_grad()
+def _of_latents(sae: SAE, x: Tensor) -> Firings:
+    z = sae.encode(x)
+    on = z.value > 0
+    latent, token = z.support.latent[on].long().cpu().numpy(), z.support.token[on].cpu().numpy()
+    return Firings(latent, token, z.value[on].double().cpu().numpy(), sae.cfg.d_sae, len(x))
+
+
+def _of_neurons(lm: LM, site: Site, page: Page) -> Firings:
+    """MLP neurons and residual dimensions of the layer, each once with either sign."""
+    hidden = lm.neurons(page.block.ids, site.layer, mask=page.block.mask)[page.keep]
+    both = torch.cat([hidden.float(), page.acts[site]], dim=1).double().cpu().numpy()
+    return Firings.of_dense(np.concatenate([both, -both], axis=1))

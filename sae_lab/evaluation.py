@@ -1,0 +1,243 @@
+"""What an SAE keeps of the model, measured on held-out text: reconstruction, sparsity, and the cost of splicing it in.
+
+Special tokens are left out of every number. Sums are float64; each number has a 95% bootstrap interval over documents.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import plots
+from .intervals import DocSums, Estimate
+from .models import LM
+from .reading import home, walk
+from .saes import SAE
+from .shapes import Rows
+from .sites import Site
+from .tokens import Blocks, token_blocks
+
+DENSE = 0.1  # a latent that fires on more than this share of tokens counts as dense
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of one SAE at one site.
+
+    Attributes:
+        fvu: squared error over variance of the whole set; 0 is perfect, 1 is no better than the mean.
+        l0: latents active per token.
+        cosine: of reconstruction and activation, mean over tokens.
+        ce_clean: cross-entropy of the untouched model, nats per token; `ce_spliced` with the SAE in place, `ce_zero`
+            and `ce_mean` with zeros or the mean activation in its place.
+        ce_increase: ce_spliced - ce_clean, nats per token.
+        ce_recovered: 1 where splicing costs nothing, 0 where it is as bad as zeros; `ce_recovered_mean`: as the mean.
+        kl: KL(clean || spliced), nats per token.
+        dead: share of latents silent on all tokens of this evaluation; its interval can only reach up.
+        dense: share of latents that fire on more than a tenth of the tokens.
+        density: share of tokens on which each latent fires.
+        about: what was measured on: site, split, tokens, documents.
+    """
+
+    fvu: Estimate
+    l0: Estimate
+    cosine: Estimate
+    ce_clean: Estimate
+    ce_spliced: Estimate
+    ce_zero: Estimate
+    ce_mean: Estimate
+    ce_increase: Estimate
+    ce_recovered: Estimate
+    ce_recovered_mean: Estimate
+    kl: Estimate
+    dead: Estimate
+    dense: Estimate
+    density: Float[np.ndarray, " d_sae"]
+    about: dict[str, Any]
+
+    @property
+    def numbers(self) -> dict[str, Estimate]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.type is Estimate}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per number, with its interval and what it means."""
+        rows = [(n, e.value, e.low, e.high, MEANS[n]) for n, e in self.numbers.items()]
+        return pd.DataFrame(rows, columns=["number", "value", "low", "high", "means"])
+
+    @property
+    def figure(self):
+        """Histogram of latent densities (plotly)."""
+        return plots.densities(self.density)
+
+    def to_json(self) -> dict[str, Any]:
+        return {n: e.to_json() for n, e in self.numbers.items()} | {"about": self.about}
+
+    def __repr__(self) -> str:
+        a = self.about
+        return (
+            f"Evaluation at {a['site']} on {a['tokens']:,} {a['split']} tokens: fvu {self.fvu}, l0 {self.l0:.1f}, "
+            f"ce recovered {self.ce_recovered}, dead {self.dead.value:.1%}"
+        )
+
+
+MEANS = {
+    "fvu": "fraction of variance unexplained",
+    "l0": "latents active per token",
+    "cosine": "cosine of reconstruction and activation",
+    "ce_clean": "cross-entropy of the model, nats per token",
+    "ce_spliced": "with the SAE spliced in",
+    "ce_zero": "with zeros in its place",
+    "ce_mean": "with the mean activation in its place",
+    "ce_increase": "cost of splicing, nats per token",
+    "ce_recovered": "1 = free, 0 = as bad as zeros",
+    "ce_recovered_mean": "1 = free, 0 = as bad as the mean",
+    "kl": "KL(clean || spliced), nats per token",
+    "dead": "share of latents that never fired here",
+    "dense": "share of latents on more than 10% of tokens",
+}
+
+
+def evaluate(
+    sae: SAE,
+    lm: LM,
+    *,
+    site: str | Site | None = None,
+    text: Any = None,
+    split: str = "test",
+    tokens: int = 200_000,
+    spliced: int = 32_768,
+    seed: int = 0,
+    **options: Any,
+) -> Evaluation:
+    """Measures an SAE of raw activations on text it was not trained on.
+
+    Args:
+        site: where it reads; default: where it was trained.
+        text: as in `sl.activations`; default: the text it was trained on (its test split), else "world".
+        tokens: how many tokens reconstruction, sparsity and deadness are measured on; special ones do not count.
+        spliced: how many of them are also run through the model with the SAE in place (four times the work).
+        options: passed on to `tokens.token_blocks`: context, batch ...
+
+    Raises:
+        ValueError: if the SAE does not know its site and none is given, or does not fit it.
+    """
+    site = home(sae, site)
+    text = text if text is not None else sae.origin.get("text", "world")
+    if lm.d_in(site) != sae.cfg.d_in:
+        raise ValueError(f"The SAE reads d_in={sae.cfg.d_in}, but {lm.name} has {lm.d_in(site)} at {site}. Give site=.")
+    blocks = token_blocks(lm.tokenizer, text=text, split=split, seed=seed, **options)
+    sums, fired, counts = _reconstruct(sae, lm, site, blocks, tokens)
+    n = sums.sums["n"].sum()
+    mean = torch.as_tensor(sums.sums["y"].sum(0) / n, dtype=lm.dtype, device=lm.device)
+    cost = _splice(sae, lm, site, blocks, spliced, mean)
+    density = counts / n
+    about = {"site": str(site), "split": split, "tokens": int(n), "documents": sums.docs, "model": lm.name}
+    about |= {"spliced_tokens": int(cost.sums["n"].sum()), "seed": seed}
+    return Evaluation(
+        **{name: sums.estimate(f) for name, f in RECONSTRUCTION.items()},
+        **{name: cost.estimate(f) for name, f in COST.items()},
+        dead=_dead(fired, sums.docs, sae.cfg.d_sae),
+        dense=sums_of_latents(density > DENSE),
+        density=density,
+        about=about,
+    )
+
+
+RECONSTRUCTION: dict[str, Callable] = {
+    "fvu": lambda s: s["error"] / (s["square"] - np.square(s["y"]).sum(-1) / s["n"]),
+    "l0": lambda s: s["l0"] / s["n"],
+    "cosine": lambda s: s["cosine"] / s["n"],
+}
+COST: dict[str, Callable] = {
+    "ce_clean": lambda s: s["clean"] / s["n"],
+    "ce_spliced": lambda s: s["spliced"] / s["n"],
+    "ce_zero": lambda s: s["zero"] / s["n"],
+    "ce_mean": lambda s: s["mean"] / s["n"],
+    "ce_increase": lambda s: (s["spliced"] - s["clean"]) / s["n"],
+    "ce_recovered": lambda s: (s["zero"] - s["spliced"]) / (s["zero"] - s["clean"]),
+    "ce_recovered_mean": lambda s: (s["mean"] - s["spliced"]) / (s["mean"] - s["clean"]),
+    "kl": lambda s: s["kl"] / s["n"],
+}
+
+
+@torch.no_grad()
+def _reconstruct(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int):
+    sums, counts, fired = DocSums(), np.zeros(sae.cfg.d_sae), []
+    for page in walk(lm, blocks, [site, site.target], tokens):
+        doc, acts = page.doc, page.acts
+        x, y = acts[site], acts[site.target]
+        z = sae.encode(x)
+        x_hat = sae.decode(z)
+        on = (z.value > 0) | (z.value < 0)
+        latent, token = z.support.latent[on].long().cpu().numpy(), z.support.token[on].cpu().numpy()
+        counts += np.bincount(latent, minlength=len(counts))
+        fired.append(np.unique(doc[token].astype(np.int64) * len(counts) + latent))
+        sums.add(
+            doc,
+            n=np.ones(len(doc)),
+            error=_numpy((x_hat - y).square().sum(-1)),
+            square=_numpy(y.square().sum(-1)),
+            y=_numpy(y),
+            l0=np.bincount(token, minlength=len(doc)),
+            cosine=_numpy(torch.cosine_similarity(x_hat, y, dim=-1)),
+        )
+    return sums, np.unique(np.concatenate(fired)), counts
+
+
+def _splice(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int, mean: Rows) -> DocSums:
+    """Cross-entropy with the SAE, zeros or the mean in place of every token that is not special."""
+    edits = {
+        "spliced": lambda x: sae(x.float()).to(x.dtype),
+        "zero": lambda x: x.new_zeros(*x.shape[:-1], len(mean)),
+        "mean": lambda x: mean.to(x).expand(*x.shape[:-1], len(mean)),
+    }
+    sums, seen, i, docs = DocSums(), 0, 0, 0
+    while seen < tokens:
+        block = blocks.block(i)
+        clean = lm.logits(block.ids, mask=block.mask)
+        outs = {
+            n: lm.splice(block.ids, {site: f}, mask=block.mask, where=block.keep, clean=clean) for n, f in edits.items()
+        }
+        one = outs["spliced"]
+        scored = one.counts.cpu()
+        names, doc = np.unique(block.doc[scored].numpy(), return_inverse=True)
+        columns = {name: _numpy(out.ce[one.counts]) for name, out in outs.items()}
+        sums.add(
+            doc + docs,
+            n=np.ones(len(doc)),
+            clean=_numpy(one.ce_clean[one.counts]),
+            kl=_numpy(one.kl[one.counts]),
+            **columns,
+        )
+        seen, docs, i = seen + len(doc), docs + len(names), i + 1
+    return sums
+
+
+def _dead(fired: np.ndarray, docs: int, d_sae: int, n: int = 200) -> Estimate:
+    """Share of latents that no document drawn wakes; `fired` holds doc * d_sae + latent, each pair once."""
+    doc, latent = np.divmod(fired, d_sae)
+    value = 1 - len(np.unique(latent)) / d_sae
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(n):
+        drawn = np.zeros(docs, bool)
+        drawn[rng.integers(docs, size=docs)] = True
+        awake = np.zeros(d_sae, bool)
+        awake[latent[drawn[doc]]] = True
+        shares.append(1 - awake.mean())
+    return Estimate(value, value, float(max(value, np.quantile(shares, 0.975))))
+
+
+def sums_of_latents(mask: np.ndarray) -> Estimate:
+    """A share of latents; latents are all there are, not a sample, so the interval is the value."""
+    share = float(mask.mean())
+    return Estimate(share, share, share)
+
+
+def _numpy(t: Tensor) -> np.ndarray:
+    return t.detach().cpu().double().numpy()
