@@ -1,0 +1,20 @@
+"""Run folders: the only door of training to the disk. JSON, JSONL and safetensors; nothing executes when it is read."""
+
+from .checkpoints import Checkpoint, Checkpoints
+from .files import Damaged, DiskFull
+from .lock import RunInUse
+from .run import Run, find_runs, fresh
+from .store import read_sae, write_sae
+
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "Damaged",
+    "DiskFull",
+    "Run",
+    "RunInUse",
+    "find_runs",
+    "fresh",
+    "read_sae",
+    "write_sae",
+]

@@ -1,0 +1,97 @@
+"""Checkpoints that a kill cannot spoil: written in a hidden folder, sha256 of each file in a manifest, one rename.
+
+checkpoints/00000120/  stream.safetensors  sae.safetensors  state.json  manifest.json (last)
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .files import Damaged, read_json, room_for, sync_folder, write
+from .tensors import read_tensors, write_tensors
+
+Files = Mapping[str, dict[str, Tensor]]  # file name without its ending -> its tensors
+
+
+class Checkpoint(NamedTuple):
+    """What a training needs to go on at `step` as if it had never stopped."""
+
+    step: int
+    files: Files
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Only the holder of the run's lock may call what writes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, newest first, unchecked."""
+        return sorted((int(p.name) for p in self.folder.glob("[0-9]*") if p.name.isdigit()), reverse=True)
+
+    def save(self, point: Checkpoint) -> None:
+        """Raises:
+        DiskFull: and nothing has changed.
+        """
+        with room_for(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            aside = self.folder / f".tmp-{point.step:08d}-{os.getpid()}"
+            aside.mkdir()
+        try:
+            sums = {f"{name}.safetensors": None for name in point.files}
+            for name, tensors in point.files.items():
+                sums[f"{name}.safetensors"] = write_tensors(aside / f"{name}.safetensors", tensors)
+            sums["state.json"] = write(aside / "state.json", json.dumps(point.state, indent=1).encode())
+            write(aside / "manifest.json", json.dumps({"step": point.step, "sha256": sums}, indent=1).encode())
+            sync_folder(aside)
+            target = self._at(point.step)
+            if target.exists():  # the same step again, after falling back behind it
+                os.rename(target, self._hidden("old", point.step))
+            os.rename(aside, target)
+            sync_folder(self.folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def load(self, step: int) -> Checkpoint:
+        """Raises:
+        Damaged: if a file is missing, cut short or altered.
+        """
+        folder = self._at(step)
+        try:
+            sums = read_json(folder / "manifest.json")["sha256"]
+            tensors = {
+                name.removesuffix(".safetensors"): read_tensors(folder / name, sums[name])
+                for name in sums
+                if name.endswith(".safetensors")
+            }
+            return Checkpoint(step, tensors, read_json(folder / "state.json"))
+        except (FileNotFoundError, KeyError, TypeError) as error:
+            raise Damaged(f"Checkpoint {folder} is not whole: {error!r}.") from error
+
+    def set_aside(self, step: int) -> Path:
+        """The new name of a damaged checkpoint, which is kept for whoever wants to look."""
+        bad = self._hidden("bad", step)
+        os.rename(self._at(step), bad)
+        sync_folder(self.folder)
+        return bad
+
+    def prune(self, keep: int = 2) -> None:
+        """Leaves the newest `keep`, and nothing that a kill left half-written."""
+        gone = [self._at(step) for step in self.steps[keep:]]
+        for folder in [*gone, *self.folder.glob(".tmp-*"), *self.folder.glob(".old-*")]:
+            shutil.rmtree(folder)
+
+    def _at(self, step: int) -> Path:
+        return self.folder / f"{step:08d}"
+
+    def _hidden(self, why: str, step: int) -> Path:
+        return self.folder / f".{why}-{step:08d}-{time.time_ns()}"

@@ -1,0 +1,103 @@
+"""Files that survive a kill: written aside, synced, renamed; and what is said when one is cut short or has no room."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+
+class DiskFull(OSError):
+    """A file could not be written for want of room; what was saved before is untouched."""
+
+
+class Damaged(ValueError):
+    """A file is there and cannot be what was written: cut short or altered."""
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Turns "no space left" and "file too large" into `DiskFull`, with the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        free = shutil.disk_usage(_existing(path)).free / 1e6
+        raise DiskFull(
+            error.errno,
+            f"no room for {path} ({os.strerror(error.errno)}; {free:,.0f} MB free on that disk). Everything saved "
+            "before is intact: make room, or raise the file-size limit, and start the same run again to resume it",
+        ) from error
+
+
+def write(path: Path, data: bytes) -> str:
+    """The sha256 of `data`, once it is on the disk under a new name `path`."""
+    with room_for(path), open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def replace(path: Path, data: bytes, durable: bool = True) -> None:
+    """Gives `path` new content in one moment: a reader sees the old or the new file, never half of one.
+
+    `durable` waits until a power cut could not undo it; a heartbeat need not.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if durable:
+            write(aside, data)
+        else:
+            with room_for(path):
+                aside.write_bytes(data)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` as durable as the files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    replace(path, (json.dumps(value, indent=1) + "\n").encode(), durable)
+
+
+def read_json(path: Path) -> Any:
+    """Raises:
+    Damaged: if the file is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise Damaged(f"{path} is not readable as JSON ({error}): it was cut short or altered.") from error
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a .jsonl file; a line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.exists())

@@ -1,0 +1,265 @@
+"""The folder of one training: what was asked, what happened, what came out. Written by the holder of its lock alone.
+
+config.json  immutable: SAE, training, source, measured scale, environment
+log.jsonl    one row per measured step, and notes
+status.json  state, progress, heartbeat; whose process it is
+control.json what is wanted of it: run | pause | stop | save
+checkpoints/ snapshots/ sae/ eval.json report.html lock, and job.json + stderr.txt of a detached one
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from .checkpoints import Checkpoints
+from .files import Damaged, read_json, read_lines, replace, room_for, write_json
+from .lock import Lock, lives, me
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..saes import SAE
+
+WANTED = ("run", "pause", "stop", "save")
+UNFINISHED = ("starting", "running", "paused")
+
+
+class Run:
+    """A training's folder, of now or of last year; `Run("runs/first").sae` is what it learned."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        self._lock: Lock | None = None
+        self._unwritten: list[dict] = []
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / "config.json").exists() or (self.folder / "job.json").exists()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked and measured when the run began: sae, train, source, scale, environment.
+
+        Raises:
+            FileNotFoundError: if the folder holds no run.
+        """
+        if not self.exists:
+            raise FileNotFoundError(
+                f"No run in {str(self.folder)!r}: it has no config.json. Train with run={self.name!r}."
+            )
+        file = self.folder / "config.json"
+        return read_json(file) if file.exists() else {}
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """What a detached process was asked to do; empty for a run trained in a notebook."""
+        file = self.folder / "job.json"
+        return read_json(file) if file.exists() else {}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The log as it was written, oldest first."""
+        return read_lines(self.folder / "log.jsonl")
+
+    @property
+    def log(self) -> "pd.DataFrame":
+        """One row per measured step; the loss terms are columns "terms.<name>"."""
+        import pandas as pd
+
+        return pd.json_normalize([row for row in self.rows if "fvu" in row])
+
+    @property
+    def notes(self) -> list[str]:
+        """What the log says in words: resumed, checkpoint set aside, disk full ..."""
+        return [f"step {row['step']}: {row['note']}" for row in self.rows if row.get("note")]
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """State and progress. State: none, starting, running, paused, stopped, done, failed, or lost (killed)."""
+        try:
+            status = read_json(self.folder / "status.json")
+        except FileNotFoundError:
+            return {"state": "none", "step": 0, "steps": 0}
+        if status["state"] in UNFINISHED and not self._alive(status):
+            status["state"] = "lost"
+        return status
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is at work, or paused."""
+        return self.status["state"] in UNFINISHED
+
+    @property
+    def sae(self) -> "SAE":
+        """The trained SAE; it eats raw activations.
+
+        Raises:
+            FileNotFoundError: if the training has not finished.
+        """
+        from .store import read_sae
+
+        if not (self.folder / "sae" / "config.json").exists():
+            status = self.status
+            raise FileNotFoundError(
+                f"Run {str(self.folder)!r} has no final SAE: it is {status['state']} at step {status['step']} of "
+                f"{status['steps']}. Resume it, or take one of its snapshots: {self.snapshots or 'none yet'}."
+            )
+        return read_sae(self.folder / "sae")
+
+    @property
+    def snapshots(self) -> list[int]:
+        """Steps at which the weights alone were kept, ascending."""
+        return sorted(int(p.name) for p in (self.folder / "snapshots").glob("*") if p.name.isdigit())
+
+    def snapshot(self, step: int) -> "SAE":
+        """The SAE as it was at `step`, one of `snapshots`.
+
+        Raises:
+            FileNotFoundError: if there is none; the message lists those there are.
+        """
+        from .store import read_sae
+
+        if step not in self.snapshots:
+            raise FileNotFoundError(f"No snapshot of step {step}. There are: {self.snapshots or 'none'}.")
+        return read_sae(self.folder / "snapshots" / f"{step:08d}")
+
+    @property
+    def eval(self) -> dict[str, Any]:
+        """The evaluation's numbers; empty before there was one."""
+        file = self.folder / "eval.json"
+        return read_json(file) if file.exists() else {}
+
+    @property
+    def errors(self) -> str:
+        """What a detached process wrote to its error stream."""
+        file = self.folder / "stderr.txt"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def control(self, want: str) -> None:
+        """Asks the training process to pause, go on ("run"), checkpoint and end ("stop"), or checkpoint ("save").
+
+        Raises:
+            ValueError: for any other wish.
+        """
+        if want not in WANTED:
+            raise ValueError(f"control({want!r}) is not one of {', '.join(map(repr, WANTED))}.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "control.json", {"want": want}, durable=False)
+
+    @property
+    def wanted(self) -> str:
+        """What was last asked of the process; "run" where nothing was."""
+        try:
+            return read_json(self.folder / "control.json").get("want", "run")
+        except (FileNotFoundError, Damaged):
+            return "run"
+
+    # what follows is for the process that trains
+
+    def acquire(self) -> None:
+        """Raises:
+        RunInUse: if another training writes here.
+        """
+        with room_for(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.folder / "lock")
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def describe(self, config: dict[str, Any], file: str = "config.json") -> None:
+        """Writes the immutable `file`, or checks that the one there asks for the same.
+
+        Raises:
+            ValueError: if it differs; the message names the first difference and the way out.
+        """
+        path, config = self.folder / file, json.loads(json.dumps(config))
+        if not path.exists():
+            with room_for(path):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            return write_json(path, config)
+        for key, here, there in differences(config, read_json(path)):
+            if not key.startswith("environment"):
+                raise ValueError(
+                    f"Run {str(self.folder)!r} was made with {key}={there!r}, not {here!r}. A run's config never "
+                    "changes: choose another folder (sae_lab.runs.fresh gives one), or delete this one."
+                )
+        return None
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a row to the log. Rows that found no room are kept and tried again with the next one.
+
+        Raises:
+            DiskFull: after keeping the row.
+        """
+        self._unwritten.append(row)
+        path = self.folder / "log.jsonl"
+        text = "".join(json.dumps(row) + "\n" for row in self._unwritten)
+        with room_for(path), open(path, "ab") as file:
+            start = file.tell()
+            try:
+                file.write(text.encode())
+                file.flush()
+            except OSError:
+                os.truncate(path, start)
+                raise
+        self._unwritten.clear()
+
+    def rewind(self, step: int) -> None:
+        """Drops the rows after `step`, which a resumed training will write again; notes stay."""
+        path = self.folder / "log.jsonl"
+        if path.exists():
+            kept = [row for row in self.rows if row["step"] <= step or "fvu" not in row]
+            replace(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def beat(self, state: str, **numbers: Any) -> None:
+        """Says how it stands, and that the process lives."""
+        row = {"state": state, **numbers, **me(), "heartbeat": time.time()}
+        write_json(self.folder / "status.json", row, durable=state not in UNFINISHED)
+
+    def write_eval(self, result: dict[str, Any]) -> None:
+        write_json(self.folder / "eval.json", result)
+
+    def open_errors(self) -> IO[bytes]:
+        """The file that takes a detached process's error stream, opened to append."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return open(self.folder / "stderr.txt", "ab")
+
+    def _alive(self, status: dict[str, Any]) -> bool:
+        return lives(status) or (status["state"] == "starting" and time.time() - status["heartbeat"] < 60)
+
+    def __repr__(self) -> str:
+        status = self.status
+        return f"Run({str(self.folder)!r}: {status['state']}, step {status['step']:,} of {status['steps']:,})"
+
+
+def differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, value in a, value in b) wherever two JSON values differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for k in {**a, **b}:
+            yield from differences(a.get(k), b.get(k), f"{key}.{k}" if key else str(k))
+    elif a != b:
+        yield key, a, b
+
+
+def fresh(folder: str | Path) -> Path:
+    """`folder` if no run is there yet, else the first free of folder-2, folder-3 ..."""
+    folder = Path(folder)
+    names = (folder if i == 1 else folder.with_name(f"{folder.name}-{i}") for i in range(1, 10_000))
+    return next(path for path in names if not Run(path).exists)
+
+
+def find_runs(folder: str | Path = "runs") -> list[Run]:
+    """The runs in a folder and the folders below it, by path."""
+    found = {p.parent for name in ("config.json", "job.json") for p in Path(folder).rglob(name)}
+    return [Run(p) for p in sorted(found) if (p / "status.json").exists() or (p / "job.json").exists()]

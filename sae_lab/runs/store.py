@@ -1,0 +1,82 @@
+"""A saved SAE: config.json (variant, settings, origin) beside weights.safetensors. It eats raw activations."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..saes import SAE, build
+from .files import Damaged, read_json, room_for, sync_folder, write
+from .tensors import read_tensors, write_tensors
+
+FORMAT = "sae_lab/1"
+
+
+def write_sae(sae: SAE, folder: str | Path, more: dict[str, Any] | None = None) -> Path:
+    """The folder, complete or not there at all; an SAE that was there is replaced.
+
+    Its `origin` (model, site, text ... what an evaluation will want to know) is kept with it, and what `more` adds.
+
+    Raises:
+        FileExistsError: if the folder holds anything but an SAE.
+        DiskFull: and the SAE that was there still is.
+    """
+    folder = Path(folder)
+    other = [p.name for p in folder.glob("*") if p.name not in ("config.json", "weights.safetensors")]
+    if other:
+        raise FileExistsError(f"{str(folder)!r} also holds {other[0]!r}. Save the SAE into a folder of its own.")
+    aside, old = (folder.absolute().with_name(f".{folder.name}.{word}.{os.getpid()}") for word in ("new", "old"))
+    config = {
+        "format": FORMAT,
+        "variant": sae.name,
+        "config": asdict(sae.cfg),
+        "origin": {**sae.origin, **(more or {})},
+    }
+    with room_for(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+    try:
+        config["sha256"] = write_tensors(aside / "weights.safetensors", sae.state_dict())
+        write(aside / "config.json", json.dumps(config, indent=1).encode())
+        sync_folder(aside)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(aside, folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def read_sae(folder: str | Path) -> SAE:
+    """The SAE of a folder that `write_sae` wrote.
+
+    Raises:
+        FileNotFoundError: if the folder holds no SAE.
+        Damaged: if a file was cut short or altered, or does not fit its own config.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(
+            f"No SAE in {str(folder)!r}: there is no config.json. Give a folder that save_sae wrote."
+        )
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise Damaged(f"{folder / 'config.json'} does not say format {FORMAT!r}: not an SAE of this package's format.")
+    sae = build(config["variant"], **{key: _tuples(value) for key, value in config["config"].items()})
+    tensors = read_tensors(folder / "weights.safetensors", config["sha256"])
+    try:
+        sae.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise Damaged(f"The weights in {folder} do not fit its config.json: {error}") from error
+    sae.origin = config["origin"]
+    return sae.eval()
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,236 @@
+"""A training's dealings with its run folders: locks, config, checkpoints of all SAEs at the same step, log, wishes."""
+
+import os
+import platform
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runs import Checkpoint, Damaged, DiskFull, Run, write_sae
+from .member import Member
+from .steps import Step
+
+HEARTBEAT = 0.5  # seconds
+
+
+class Diary:
+    """The run folders of the SAEs that share one stream; the first also holds the stream's state. Empty: no disk."""
+
+    def __init__(self, runs: list[Run]):
+        self.runs = runs
+        self.opened = False
+        self.saved = -1
+        self.last_save = time.monotonic()
+        self.beaten = 0.0
+        self.remarks: list[str] = []
+        self._signatures: dict[Run, Any] = {}
+
+    def open(self, members: list[Member], described: dict[str, Any], resume: bool) -> None:
+        """Takes the locks and writes the configs, or checks them against those of the run that is there.
+
+        Raises:
+            RunInUse, ValueError: without having changed anything.
+        """
+        for run in self.runs:
+            run.acquire()
+            if not resume and (run.folder / "config.json").exists():
+                raise ValueError(
+                    f"There is a run in {str(run.folder)!r} already, and resume=False would write over it. "
+                    "Choose another folder (sae_lab.runs.fresh gives one), or delete this one."
+                )
+        for run, member in zip(self.runs, members):
+            if run.status["state"] in ("stopped", "failed", "lost"):
+                run.control("run")  # a wish of the time before
+            names = [os.path.relpath(other.folder, run.folder) for other in self.runs]
+            run.describe({**described, **about(member), "stream": names, "environment": environment()})
+        self.opened = True
+
+    def close(self) -> None:
+        for run in self.runs:
+            run.release()
+
+    @property
+    def done(self) -> bool:
+        return bool(self.runs) and all(run.status["state"] == "done" for run in self.runs)
+
+    def resume(self, members: list[Member], source: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """(state, generators) of the newest step at which every run has a whole checkpoint, the rest put back.
+
+        ({}, {}) if there is none.
+
+        A damaged checkpoint is set aside under another name, and `remarks` says so.
+        """
+        while self.runs:
+            common = set.intersection(*(set(run.checkpoints.steps) for run in self.runs))
+            if not common:
+                self._start_over()
+                return {}, {}
+            step = max(common)
+            points = [self._load(run, step) for run in self.runs]
+            if None not in points:
+                break
+        else:
+            return {}, {}
+        for member, point in zip(members, points):
+            member.restore(point.files["sae"])
+        state = points[0].state
+        source.restore(points[0].files["stream"], state["stream"])
+        self.saved = step
+        for run in self.runs:
+            run.rewind(step)
+        was, now = state["environment"], environment()
+        changed = [f"{key} was {was[key]!r}, is {now[key]!r}" for key in was if was[key] != now.get(key)]
+        self.remark(f"resumed at step {step:,}" + (f"; bits may differ: {'; '.join(changed)}" if changed else ""))
+        return state, points[0].files["rng"]
+
+    def save(self, index: int, members: list[Member], source: Any, state: dict[str, Any], rng: dict) -> None:
+        """Checkpoints every SAE at this step, then drops the oldest. A full disk is remarked on, and nothing lost."""
+        if not self.runs or self.saved == index:
+            return
+        stream, described = source.state()
+        state = state | {"stream": described, "environment": environment()}
+        self.last_save = time.monotonic()
+        try:
+            for i, (run, member) in enumerate(zip(self.runs, members)):
+                files = {"sae": member.tensors()} | ({} if i else {"stream": stream, "rng": rng})
+                run.checkpoints.save(Checkpoint(index, files, state))
+            for run in self.runs:
+                run.checkpoints.prune()
+            self.saved = index
+        except DiskFull as full:
+            self.remark(f"no checkpoint at step {index:,}: {full.strerror}")
+
+    def due(self, index: int, every: int, minutes: float) -> bool:
+        """Whether a checkpoint is to be written after step `index`."""
+        late = minutes and time.monotonic() - self.last_save > 60 * minutes
+        return bool(late) or bool(every and index % every == 0)
+
+    def remark(self, text: str) -> None:
+        self.remarks.append(text)
+
+    def log(self, step: Step, measured: bool) -> None:
+        """Logs a measured step, and keeps the heart beating."""
+        try:
+            for i, run in enumerate(self.runs if measured else ()):
+                run.append(step.row(i))
+            if measured or time.monotonic() - self.beaten > HEARTBEAT:
+                self.beat("running", step)
+        except DiskFull as full:
+            self.remark(f"log not written: {full.strerror}")
+
+    def noted(self, step: Step) -> Step:
+        """The step with what there is to say about it, which the log keeps too."""
+        if not self.remarks:
+            return step
+        note, self.remarks = "; ".join(self.remarks), []
+        try:
+            for run in self.runs:
+                run.append({"step": step.index, "note": note})
+        except DiskFull as full:
+            note += f"; log not written: {full.strerror}"
+        return replace(step, note=note)
+
+    def beat(self, state: str, step: Step, **more: Any) -> None:
+        """Writes where it stands; only into folders that are ours."""
+        if not self.opened:
+            return
+        self.beaten = time.monotonic()
+        left = (step.steps - step.index) * step.tokens / max(1, step.index)
+        eta = left / step.rate if step.rate else None
+        for run in self.runs:
+            run.beat(state, step=step.index, steps=step.steps, tokens=step.tokens, rate=step.rate, eta=eta, **more)
+
+    def wish(self) -> str:
+        """What is asked of this training, in any of its folders; costs one stat per folder."""
+        for run in self.runs:
+            want = self._want(run)
+            if want != "run":
+                return want
+        return "run"
+
+    def grant(self) -> None:
+        """Marks a wish to stop or save as heard."""
+        for run in self.runs:
+            if run.wanted in ("stop", "save"):
+                run.control("run")
+
+    def snapshot(self, index: int, members: list[Member], rows: dict[str, Any]) -> None:
+        """Keeps the weights alone; thresholds are those of this batch."""
+        for run, member in zip(self.runs, members):
+            folder = run.folder / "snapshots" / f"{index:08d}"
+            try:
+                write_sae(member.copy(rows[member.site].x), folder, {"step": index})
+            except DiskFull as full:
+                self.remark(f"no snapshot at step {index:,}: {full.strerror}")
+
+    def keep(self, members: list[Member]) -> None:
+        """Writes the final SAEs."""
+        for run, member in zip(self.runs, members):
+            write_sae(member.sae, run.folder / "sae")
+
+    def _want(self, run: Run) -> str:
+        try:
+            stat = os.stat(run.folder / "control.json")
+        except FileNotFoundError:
+            return "run"
+        signature = (stat.st_mtime_ns, stat.st_ino)
+        if self._signatures.get(run, (None,))[0] != signature:
+            self._signatures[run] = (signature, run.wanted)
+        return self._signatures[run][1]
+
+    def _load(self, run: Run, step: int) -> Checkpoint | None:
+        try:
+            return run.checkpoints.load(step)
+        except Damaged as damage:
+            bad = run.checkpoints.set_aside(step)
+            self.remark(f"checkpoint {step:,} was damaged ({damage}) and set aside as {bad.name}")
+            return None
+
+    def _start_over(self) -> None:
+        for run in self.runs:
+            run.rewind(-1)
+        if self.remarks:
+            self.remark("no earlier checkpoint was whole: starting over")
+
+
+def about(member: Member) -> dict[str, Any]:
+    """Which SAE this is and in which units it was trained."""
+    return {
+        "variant": member.sae.name,
+        "sae": asdict(member.sae.cfg),
+        "site": member.site,
+        "scale": member.scale,
+        "lr": member.peak,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What bit-identity also hangs on."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": platform.processor() or platform.machine(),
+        "host": platform.node(),
+    }
+
+
+def folders(run: Any, members: list[Member]) -> list[Run]:
+    """One run folder per SAE: `run` itself for a single one, else a list as given, or subfolders named after the SAEs.
+
+    Raises:
+        ValueError: if a list has another length.
+    """
+    if run is None:
+        return []
+    if not isinstance(run, str | Path):
+        paths = list(run)
+        if len(paths) != len(members):
+            raise ValueError(f"run= lists {len(paths)} folders for {len(members)} SAEs: give one each, or one for all.")
+        return [Run(path) for path in paths]
+    if len(members) == 1:
+        return [Run(run)]
+    return [Run(Path(run) / f"{i}-{m.site}-{m.sae.name}") for i, m in enumerate(members)]

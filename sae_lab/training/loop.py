@@ -1,0 +1,240 @@
+"""The training loop, as a generator of Steps: whoever consumes them decides what to do with each.
+
+Unusual here:
+- several SAEs may share one stream: one summed backward, an optimiser and a run folder each;
+- while the generator lives, an SAE eats activations scaled to its recipe; when it ends, however it ends, the scale is
+  folded into the weights and the SAE eats raw activations;
+- what an objective draws comes from a generator state of the loop's own: what else the process draws changes nothing;
+- the host waits for the device only at measured steps.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..saes import SAE, Batch, Objective
+from .config import TrainConfig, configured
+from .diary import Diary, folders
+from .member import Member
+from .quiet import drawing, own_rng, uninterrupted
+from .steps import Record, Step, measure
+
+
+def train(
+    saes: SAE | Sequence[SAE] | Mapping[str, SAE | Sequence[SAE]],
+    source: Any,
+    tokens: int | None = None,
+    *,
+    run: str | Path | Sequence[str | Path] | None = None,
+    resume: bool = True,
+    config: TrainConfig | None = None,
+    about: dict[str, Any] | None = None,
+    **knobs: Any,
+) -> Iterator[Step]:
+    """A generator of Steps that trains SAEs in place on the activations of `source`. Stop asking to pause.
+
+    One SAE, several on one site, or {site: one or several}. `run` names the folder that keeps the record (one each
+    where there are several); a run that was cut short goes on from its newest whole checkpoint, to the same bits as if
+    it had not been. Leaving the loop early, Ctrl-C and control("stop") all leave a checkpoint. `knobs` are those of
+    TrainConfig; `about` is kept in the run's config.
+
+    Raises:
+        ValueError: a knob out of range, a site that the source lacks, a run folder made with another config.
+        RunInUse: if another training writes to the folder.
+        DiskFull: if the final SAE finds no room; checkpoints on the way that find none are only remarked on.
+        FloatingPointError: if a loss is no longer finite.
+    """
+    config = configured(config, **knobs, **({} if tokens is None else {"tokens": tokens}))
+    members = [Member(sae, site, source.statistics(site), config) for site, sae in placed(saes, source)]
+    for member in members:
+        if "peers" in member.sae.needs:
+            member.peers = tuple(m.sae for m in members if m is not member and m.site == member.site)
+    diary = Diary(folders(run, members))
+    described = {"train": asdict(config), "source": source.describe(), "about": about or {}}
+    for member in members:
+        member.sae.origin = {**described["source"], **described["about"], "site": member.site, "tokens": config.tokens}
+    return _Training(members, source, config, diary).run(described, resume)
+
+
+class _Training:
+    """The state of one loop."""
+
+    def __init__(self, members: list[Member], source: Any, config: TrainConfig, diary: Diary):
+        self.members, self.source, self.config, self.diary = members, source, config, diary
+        self.learning = [member for member in members if member.adam]
+        self.steps = config.steps if self.learning else 0
+        self.snapshots = {self.steps >> i for i in range(1, config.snapshots + 1)} - {0} if diary.runs else set()
+        self.index, self.whole = 0, True  # steps done; False in the middle of one
+        self.rows: dict[str, Any] = {}
+        self.records: tuple[Record, ...] = ()
+        self.measured, self.rate, self.clock = 0, 0.0, (time.perf_counter(), 0)
+        self.rng = own_rng(config.seed, {member.silent.device for member in members})
+
+    def run(self, described: dict[str, Any], resume: bool) -> Iterator[Step]:
+        try:
+            self.diary.open(self.members, described, resume)
+            yield from self._already_done() if self.diary.done else self._all_steps()
+        except (GeneratorExit, KeyboardInterrupt):
+            self._save()
+            self.diary.beat("stopped", self._step())
+            raise
+        except BaseException as error:
+            self.diary.beat("failed", self._step(), error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            for member in self.members if self.diary.opened else ():
+                member.release()
+            self.diary.close()
+
+    def _all_steps(self) -> Iterator[Step]:
+        self.diary.beat("starting", self._step())
+        self._resume()
+        while self.index < self.steps:
+            if self._stopped():
+                return
+            with uninterrupted():
+                measured = self._advance()
+                self.diary.log(self._step(), measured)
+                self._keep()
+            if self.index < self.steps:
+                yield self.diary.noted(self._step())
+        self._finish()
+        yield self.diary.noted(self._step())
+
+    def _advance(self) -> bool:
+        """One optimiser step of every SAE; whether it was measured."""
+        self.whole = False
+        self.rows = self.source.next(self.config.batch)
+        measured = (self.index + 1) % self.config.log_every == 0 or self.index + 1 in (1, self.steps)
+        active = self.members if measured else self.learning
+        with drawing(self.rng):
+            batches = [m.batch(self.rows[m.site], self.index / self.steps) for m in active]
+            outs = [m.sae.objective(batch) for m, batch in zip(active, batches)]
+            terms = [term for out in outs for term in out.terms.values() if term.requires_grad]
+            torch.autograd.backward(terms)
+        if measured:
+            self._measure(batches, outs)
+        for member, out in zip(active, outs):
+            member.update(out, self.index)
+        self.index += 1
+        self.whole = True
+        return measured
+
+    def _measure(self, batches: list[Batch], outs: list[Objective]) -> None:
+        """Raises:
+        FloatingPointError: if a loss is not finite; the weights are still those of before the step.
+        """
+        self.records = tuple(measure(m, batch, out, self.index) for m, batch, out in zip(self.members, batches, outs))
+        for record in self.records:
+            for name, value in record.terms.items():
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"Loss term {name!r} of {record.variant} at {record.site} is {value} at step {self.index + 1}. "
+                        "Lower lr, or look for infinities in the activations; the last checkpoint is intact."
+                    )
+        now, (before, index) = time.perf_counter(), self.clock
+        self.measured = self.index + 1
+        self.rate = (self.measured - index) * self.config.batch / max(now - before, 1e-9)
+        self.clock = (now, self.measured)
+
+    def _keep(self) -> None:
+        """A snapshot and a checkpoint, if it is time for them."""
+        if self.index in self.snapshots:
+            self.diary.snapshot(self.index, self.members, self.rows)
+        if self.diary.due(self.index, self.config.checkpoint_steps, self.config.checkpoint_minutes):
+            self._save()
+
+    def _save(self) -> None:
+        if self.whole and self.index:
+            records = [asdict(record) for record in self.records]
+            state = {"index": self.index, "measured": self.measured, "records": records}
+            self.diary.save(self.index, self.members, self.source, state, self.rng)
+
+    def _resume(self) -> None:
+        state, rng = self.diary.resume(self.members, self.source)
+        if state:
+            self.index, self.measured = state["index"], state["measured"]
+            self.records = tuple(Record(**record) for record in state["records"])
+            self.rng |= rng
+            self.clock = (time.perf_counter(), self.index)
+
+    def _stopped(self) -> bool:
+        """Does what the control file asks: a checkpoint, a pause, or to end here."""
+        wish = self.diary.wish()
+        if wish == "run":
+            return False
+        self._save()
+        while wish == "pause":
+            self.diary.beat("paused", self._step())
+            time.sleep(0.1)
+            wish = self.diary.wish()
+        self.diary.grant()
+        if wish == "stop":
+            self._save()
+            self.diary.beat("stopped", self._step())
+        return wish == "stop"
+
+    def _finish(self) -> None:
+        """Sets inference thresholds on fresh training rows, folds the scales, writes the SAEs."""
+        wanting = [m for m in self.members if type(m.sae).calibrate is not SAE.calibrate]
+        draws = -(-self.config.calibration_tokens // self.config.batch) if wanting or not self.steps else 0
+        drawn = [self.source.next(self.config.batch) for _ in range(draws)]
+        for member in wanting:
+            member.sae.calibrate([member.scaled(rows[member.site].x) for rows in drawn])
+        if not self.steps:
+            with torch.no_grad():
+                batches = [m.batch(drawn[0][m.site], 1.0) for m in self.members]
+                self._measure(batches, [m.sae.objective(batch) for m, batch in zip(self.members, batches)])
+        for member in self.members:
+            member.release()
+        self.diary.keep(self.members)
+        self.diary.beat("done", self._step())
+
+    def _already_done(self) -> Iterator[Step]:
+        """The last Step of a finished run, its weights put into the SAEs."""
+        for member, run in zip(self.members, self.diary.runs):
+            member.sae.load_state_dict(run.sae.state_dict())
+            member.folded = True
+        self.diary.remark("already trained: weights read from the run")
+        rows = [[row for row in run.rows if "fvu" in row][-1] for run in self.diary.runs]
+        self.index = self.measured = rows[0]["step"]
+        self.rate = rows[0]["rate"]
+        self.records = tuple(Record(**{f.name: row[f.name] for f in fields(Record)}) for row in rows)
+        yield self.diary.noted(self._step())
+
+    def _step(self) -> Step:
+        tokens = self.index * self.config.batch
+        return Step(self.index, self.steps, tokens, self.rate, self.measured, self.records)
+
+
+def placed(saes: Any, source: Any) -> list[tuple[str, SAE]]:
+    """(site, SAE) for each SAE.
+
+    Raises:
+        ValueError: if a site is not of the source, or has to be named, or a width does not fit.
+    """
+    sites = list(source.sites)
+    if not isinstance(saes, Mapping):
+        if len(sites) != 1:
+            raise ValueError(
+                f"The source serves {', '.join(sites)}: say which SAE is for which, {{{sites[0]!r}: sae}}."
+            )
+        saes = {sites[0]: saes}
+    pairs = [(str(site), sae) for site, group in saes.items() for sae in ([group] if isinstance(group, SAE) else group)]
+    for site, sae in pairs:
+        if site not in sites:
+            raise ValueError(
+                f"The source does not serve site {site!r}, only {', '.join(sites)}. Build it with that site."
+            )
+        if sae.cfg.d_in != source.d_in(site):
+            raise ValueError(
+                f"{sae.name} has d_in={sae.cfg.d_in}, but {site} is {source.d_in(site)} wide: build it so."
+            )
+    if not pairs or len({id(sae) for _, sae in pairs}) < len(pairs):
+        raise ValueError("train() wants at least one SAE, and each one once: build a second one for a second site.")
+    return pairs

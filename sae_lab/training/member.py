@@ -1,0 +1,126 @@
+"""One SAE in training: its scale, schedule, optimiser and silent latents; all that a checkpoint must hold of it."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..saes import SAE, Batch, Objective
+from ..shapes import LatentMask
+from ..sparse import Adam
+from .config import TrainConfig
+
+
+class Member:
+    """An SAE on its way: it eats `x * scale` until `release` folds the scale into its weights."""
+
+    def __init__(self, sae: SAE, site: str, statistics: Any, config: TrainConfig):
+        self.sae, self.site, self.config, self.recipe = sae, site, config, sae.recipe
+        self.scale = input_scale(config.scaling or self.recipe.scaling, statistics, sae.cfg.d_in)
+        self.peak = config.lr or _peak(self.recipe.lr, sae.cfg.d_sae)
+        self.peers: tuple[SAE, ...] = ()
+        self.silent = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        self.folded = False
+        self.adam = None
+        if sae.trainable:
+            unit = {"W_dec"} if self.recipe.unit_norm else ()
+            named = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
+            self.adam = Adam(named, self.peak, self.recipe.betas, self.recipe.eps, unit)
+
+    @property
+    def dead(self) -> LatentMask:
+        """Latents silent for longer than the run allows."""
+        return self.silent >= self.config.silence
+
+    def batch(self, rows: Any, progress: float) -> Batch:
+        """The rows as this SAE sees them: scaled, on its device, with what it needs."""
+        x = self.scaled(rows.x)
+        target = x if rows.target is rows.x else self.scaled(rows.target)
+        grad, kl = rows.grad, getattr(rows, "patched_kl", None)
+        return Batch(
+            x=x,
+            target=target,
+            dead=self.dead,
+            progress=progress,
+            grad=None if grad is None else grad.to(x) / self.scale,
+            doc=rows.doc,
+            position=rows.position,
+            patched_kl=None if kl is None else lambda x_hat: kl(x_hat / self.scale),
+            peers=self.peers,
+        )
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return x.to(self.sae.W_dec) * self.scale
+
+    def update(self, out: Objective, index: int) -> None:
+        """One optimiser step, once the gradients are there; then who fired, and what the variant makes of it."""
+        if self.adam is None:
+            return
+        clip = self.recipe.clip if self.config.clip is None else self.config.clip
+        self.adam.lr = self.lr(index)
+        self.adam.step(min(1.0, clip / max(self.adam.grad_norm(), 1e-12)) if clip else 1.0)
+        self.adam.zero_grad()
+        self.silent += len(out.x_hat)
+        self.silent[out.z.fired] = 0
+        rows = self.sae.after_step()
+        if rows is not None:
+            for name, weight in self.adam.params.items():
+                if weight.shape[:1] == self.silent.shape:
+                    self.adam.reset_rows(name, rows)
+
+    def lr(self, index: int) -> float:
+        """The learning rate of a step: a linear rise, a plateau, a linear fall to nothing."""
+        return self.peak * self.rate(index)
+
+    def rate(self, index: int) -> float:
+        """The learning rate of a step as a share of its peak."""
+        steps = self.config.steps
+        warmup = self.recipe.warmup if self.config.warmup is None else self.config.warmup
+        decay = self.recipe.decay if self.config.decay is None else self.config.decay
+        rise = min(1.0, (index + 1) / max(1, math.ceil(warmup * steps)))
+        return rise * min(1.0, (steps - index) / max(1, math.ceil(decay * steps)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything of this SAE that the next step depends on."""
+        out = {f"sae.{name}": t for name, t in self.sae.state_dict().items()} | {"silent": self.silent}
+        if self.adam:
+            out |= {f"adam.{name}": t for name, t in self.adam.state_dict().items()}
+        return out
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Puts back what `tensors` gave."""
+        self.sae.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("sae.")})
+        self.silent.copy_(tensors["silent"])
+        if self.adam:
+            self.adam.load_state_dict({k[5:]: v for k, v in tensors.items() if k.startswith("adam.")})
+
+    def release(self) -> None:
+        """Folds the scale into the weights: from now on the SAE eats raw activations."""
+        if not self.folded:
+            self.sae.fold(self.scale)
+            self.folded = True
+
+    def copy(self, x: Tensor) -> SAE:
+        """The SAE as it is now, thresholds set on `x` (in raw units), eating raw activations."""
+        sae = copy.deepcopy(self.sae)
+        sae.calibrate([self.scaled(x)])
+        sae.fold(self.scale)
+        return sae
+
+
+def input_scale(scaling: str, statistics: Any, d_in: int) -> float:
+    """What multiplies x: to unit mean square ("unit_ms"), to a mean norm of sqrt(d_in) ("sqrt_d"), or 1 ("none")."""
+    if scaling == "none":
+        return 1.0
+    size, aim = (
+        (statistics.mean_norm, math.sqrt(d_in)) if scaling == "sqrt_d" else (math.sqrt(statistics.mean_square), 1.0)
+    )
+    if not (math.isfinite(size) and size > 0):
+        raise ValueError(f"The activations have size {size!r} on average: they cannot be scaled. Look at the source.")
+    return aim / size
+
+
+def _peak(lr: Any, d_sae: int) -> float:
+    return lr(d_sae) if callable(lr) else lr

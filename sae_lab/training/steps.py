@@ -1,0 +1,79 @@
+"""What a training shows of itself: one small record per step, plain numbers only."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from ..saes import Batch, Objective
+from .member import Member
+
+
+@dataclass(frozen=True)
+class Record:
+    """One SAE as last measured: weighted loss terms, FVU and L0 on the batch, dead latents, learning rate."""
+
+    site: str
+    variant: str
+    terms: dict[str, float]
+    fvu: float
+    l0: float
+    dead: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished optimiser step. The numbers are those of step `measured`, the last that was measured.
+
+    `terms`, `fvu`, `l0`, `dead` and `lr` are the first SAE's; `saes` has them for each. `rate` is tokens per second.
+    """
+
+    index: int  # steps done
+    steps: int
+    tokens: int  # tokens seen
+    rate: float
+    measured: int
+    saes: tuple[Record, ...] = field(repr=False)
+    note: str = ""
+
+    @property
+    def terms(self) -> dict[str, float]:
+        return self.saes[0].terms
+
+    @property
+    def fvu(self) -> float:
+        return self.saes[0].fvu
+
+    @property
+    def l0(self) -> float:
+        return self.saes[0].l0
+
+    @property
+    def dead(self) -> int:
+        return self.saes[0].dead
+
+    @property
+    def lr(self) -> float:
+        return self.saes[0].lr
+
+    def row(self, member: int) -> dict[str, Any]:
+        """A line for the log of one SAE's run."""
+        record = asdict(self.saes[member])
+        return {"step": self.index, "tokens": self.tokens, "rate": self.rate} | record
+
+
+@torch.no_grad()
+def measure(member: Member, batch: Batch, out: Objective, index: int) -> Record:
+    """The numbers of a step; the one place where the host waits for the device."""
+    error = (out.x_hat - batch.target).square().sum()
+    spread = (batch.target - batch.target.mean(0)).square().sum()
+    return Record(
+        site=member.site,
+        variant=member.sae.name,
+        terms={name: term.item() for name, term in out.terms.items()},
+        fvu=(error / spread).item(),
+        l0=out.z.l0.item(),
+        dead=int(batch.dead.sum()),
+        lr=member.lr(index) if member.adam else 0.0,
+    )
