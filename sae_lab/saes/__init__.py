@@ -1,0 +1,41 @@
+"""All variants. A new file in this folder is found by being here; edit nothing else."""
+
+from difflib import get_close_matches
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
+from ..knobs import knobs
+from .base import REGISTRY, SAE, Batch, Objective, Recipe, register
+
+__all__ = ["REGISTRY", "SAE", "Batch", "Objective", "Recipe", "build", "register"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+
+def build(name: str, **config: Any) -> SAE:
+    """`build("topk", d_in=2048, d_sae=16384, k=64)`.
+
+    Raises:
+        KeyError: if no variant has this name.
+        TypeError: if the variant has no such knob, or one without a default is missing.
+        ValueError: if a knob is out of its range.
+    """
+    if name not in REGISTRY:
+        raise KeyError(f"No SAE named {name!r}.{_hint(name, REGISTRY)} Known: {', '.join(sorted(REGISTRY))}.")
+    cls = REGISTRY[name]
+    rows = {row.name: row for row in knobs(cls.Config)}
+    for key in config:
+        if key not in rows:
+            raise TypeError(f"SAE {name!r} has no knob {key!r}.{_hint(key, rows)} Its knobs: {', '.join(rows)}.")
+    missing = [key for key in ("d_in", "d_sae") if key not in config and rows[key].default is None]
+    missing = [key for key in missing if not rows[key].optional]
+    if missing:
+        raise TypeError(f"SAE {name!r} needs {' and '.join(missing)}: build({name!r}, {missing[0]}=...).")
+    return cls(cls.Config(**config))
+
+
+def _hint(name: str, known: Any) -> str:
+    close = get_close_matches(name, list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""

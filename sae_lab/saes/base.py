@@ -1,0 +1,198 @@
+"""What every sparse autoencoder is, and what the trainer hands it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..knobs import check, knob
+from ..shapes import Acts, LatentMask, Rows, Scalar, TokenInts
+from ..sparse import Latents, PreActs, choice_dtype, decode, encode
+
+REGISTRY: dict[str, type["SAE"]] = {}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch. A variant reads only what it lists in `SAE.needs`.
+
+    Attributes:
+        x: activations at the site.
+        target: what `x_hat` should match; `x` itself unless transcoding.
+        dead: latents silent for longer than the run's `dead_after` tokens.
+        progress: 0.0 at the first step, 1.0 at the last; for schedules.
+        grad: gradient of the model's CE with respect to x. Present if "grad" is needed.
+        doc: which document each token is from.
+        position: where in its document.
+        patched_kl: x_hat -> KL(model || model with x_hat spliced in), nats per token. Present if "patched_kl" is
+            needed.
+        peers: the other SAEs trained on the same stream. Present if "peers" is needed.
+    """
+
+    x: Rows
+    target: Rows
+    dead: LatentMask
+    progress: float = 0.0
+    grad: Rows | None = None
+    doc: TokenInts | None = None
+    position: TokenInts | None = None
+    patched_kl: Callable | None = None
+    peers: tuple["SAE", ...] = ()
+
+
+class Objective(NamedTuple):
+    """What one training step produced.
+
+    `terms` are already weighted: the loop minimises their plain sum and logs each under its own name.
+    """
+
+    x_hat: Rows
+    z: Latents
+    terms: dict[str, Scalar]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the paper trains it; lengths are shares of the run.
+
+    Attributes:
+        lr: peak learning rate at 4,096 tokens a step, or a function of `d_sae` that gives it.
+        warmup: share of the run over which lr rises from 0.
+        decay: share of the run over which lr falls to 0 at the end.
+        sparsity_warmup: share of the run over which the price of sparsity rises from 0.
+        clip: largest norm of all gradients together.
+        unit_norm: decoder rows are held at norm 1 and their gradient's part along the row removed.
+        scaling: of the activations: "unit_ms" (mean squared norm 1), "sqrt_d" (mean norm sqrt(d_in)) or "none".
+    """
+
+    lr: float | Callable[[int], float]
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup: float = 0.05
+    decay: float = 0.2
+    sparsity_warmup: float = 0.0
+    clip: float = 1.0
+    unit_norm: bool = True
+    scaling: str = "unit_ms"
+
+    def lr_for(self, d_sae: int) -> float:
+        """The peak learning rate of a dictionary of this width."""
+        return self.lr(d_sae) if callable(self.lr) else self.lr
+
+
+class SAE(nn.Module, ABC):
+    """A dictionary of `d_sae` directions and a rule for which of them fire.
+
+    A variant is one final subclass in one file: its `Config`, its `encode`, its `objective`, its `recipe`. Besides
+    these it may override `build`, `prepare`, `after_step` and `calibrate`, and nothing else.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    recipe: ClassVar[Recipe]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    in_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")  # tensors measured in units of the activation
+    trainable: ClassVar[bool] = True
+
+    @dataclass(frozen=True)
+    class Config:
+        d_in: int = field(metadata={"help": "width of the activation"})
+        d_sae: int = field(metadata={"help": "number of latents"})
+        seed: int = knob(0, 0, 2**31 - 1, "seed of the weight initialisation")
+        encoder_bias: bool = knob(True, help="whether latents have a bias of their own; without, b_enc does not exist")
+        choose_in: str = knob(
+            "auto",
+            choices=("auto", "float32", "bfloat16"),
+            help="precision of the numbers to choose latents from (kept values are exact); auto: the quicker here",
+        )
+
+        def __post_init__(self):
+            check(self)
+            for row in ("d_in", "d_sae"):
+                if getattr(self, row) < 1:
+                    raise ValueError(f"{row}={getattr(self, row)} must be at least 1.")
+            k = getattr(self, "k", 1)
+            if k > self.d_sae:
+                raise ValueError(f"k={k} must be at most d_sae={self.d_sae}: no token has more latents. Lower k.")
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            register(name, cls)
+
+    def __init__(self, cfg: Any):
+        super().__init__()
+        self.cfg = cfg
+        self.origin: dict[str, Any] = {}  # where it was trained: model, site, text ...; kept beside saved weights
+        rng = torch.Generator().manual_seed(cfg.seed)
+        W = torch.randn(cfg.d_sae, cfg.d_in, generator=rng)
+        W /= W.norm(dim=1, keepdim=True)
+        self.W_enc = nn.Parameter(W.clone())
+        self.W_dec = nn.Parameter(W)
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae)) if cfg.encoder_bias else None
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
+        self.build()
+        if not self.trainable:
+            self.requires_grad_(False)
+
+    def build(self) -> None:
+        """Add the parameters and buffers this variant has beyond the dictionary."""
+
+    @property
+    def choose_in(self) -> torch.dtype:
+        """The precision that latents are chosen in; a run records it."""
+        asked = self.cfg.choose_in
+        return choice_dtype(self.W_enc.device.type) if asked == "auto" else getattr(torch, asked)
+
+    def pre(self, x: Acts, centre: Tensor | None = None) -> PreActs:
+        """(x - centre) @ W_enc.T + b_enc, to choose from."""
+        return encode(x.to(self.W_enc.dtype), self.W_enc, self.b_enc, centre=centre, choose_in=self.choose_in)
+
+    @abstractmethod
+    def encode(self, x: Acts) -> Latents:
+        """Latents at inference: each token's depend on that token alone."""
+
+    def decode(self, z: Latents) -> Acts:
+        return decode(z, self.W_dec) + self.b_dec
+
+    def forward(self, x: Acts) -> Acts:
+        return self.decode(self.encode(x))
+
+    @abstractmethod
+    def objective(self, batch: Batch) -> Objective:
+        """The training forward pass and its loss terms."""
+
+    @torch.no_grad()
+    def prepare(self, x: Rows) -> None:
+        """Before the first step: set what the paper sets from a first sample of (scaled) activations."""
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Restore invariants once the optimiser has moved the weights."""
+
+    @torch.no_grad()
+    def calibrate(self, chunks: Iterable[Rows]) -> None:
+        """After the last step: set what inference needs from fresh training activations."""
+
+    @torch.no_grad()
+    def fold(self, scale: float) -> None:
+        """Turn an SAE of x * scale into the same SAE of x."""
+        for name in self.in_units:
+            if getattr(self, name) is not None:
+                getattr(self, name).div_(scale)
+
+
+def register(name: str, cls: type[SAE]) -> None:
+    """Make `cls` known as `name`. Re-running the notebook cell that defines it replaces it.
+
+    Raises:
+        ValueError: if another class already has this name.
+    """
+    old = REGISTRY.get(name)
+    if old is not None and (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(f"SAE name {name!r} is taken by {old.__module__}.{old.__qualname__}. Choose another name.")
+    cls.name = name
+    REGISTRY[name] = cls

@@ -1,0 +1,58 @@
+"""BatchTopK: keep the k * tok largest pre-activations of the batch; one threshold at inference."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ..knobs import knob
+from ..shapes import Acts, Rows
+from ..sparse import Latents, batch_topk
+from .base import SAE, Batch, Objective, Recipe
+from .losses import dead_error, mse
+from .select import batch_threshold
+
+
+class BatchTopK(SAE, name="batchtopk"):
+    """The authors' code has no encoder bias, as here, and lets AuxK's gradient reach live latents through the residual,
+    which here is a constant, as in TopK's paper. The threshold is not a moving average of the batches' least: it is set
+    at the end so that mean L0 is k (during training a moving average stands in for it).
+    """
+
+    paper = "Bussmann et al. 2024, arXiv:2412.06410"
+    recipe = Recipe(lr=3e-4, betas=(0.9, 0.99))
+    in_units = (*SAE.in_units, "threshold")
+
+    @dataclass(frozen=True)
+    class Config(SAE.Config):
+        k: int = knob(32, 1, 512, "latents kept per token, on average over the batch")
+        encoder_bias: bool = knob(False, help="whether latents have a bias of their own; without, b_enc does not exist")
+        k_aux: int = knob(512, 1, 8192, "dead latents that explain the residual")
+        aux_weight: float = knob(1 / 32, 0.0, 10.0, "weight of the AuxK term")
+        momentum: float = knob(0.9, 0.0, 0.9999, "memory of the threshold that stands in until the end of training")
+
+    def build(self) -> None:
+        self.register_buffer("threshold", torch.tensor(0.0))
+
+    def encode(self, x: Acts) -> Latents:
+        pre = self.pre(x, self.b_dec)
+        return pre.keep(pre.over(self.threshold)).relu()
+
+    def objective(self, batch: Batch) -> Objective:
+        pre = self.pre(batch.x, self.b_dec)
+        z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
+        self._follow(z)
+        x_hat = self.decode(z)
+        missed = (batch.target - x_hat).detach()
+        aux = self.cfg.aux_weight * dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux)
+        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "auxk": aux})
+
+    @torch.no_grad()
+    def calibrate(self, chunks: Iterable[Rows]) -> None:
+        self.threshold.fill_(batch_threshold((self.pre(x, self.b_dec) for x in chunks), self.cfg.k))
+
+    @torch.no_grad()
+    def _follow(self, z: Latents) -> None:
+        if len(z.value):
+            least = z.value.min()
+            self.threshold.copy_(least if self.threshold == 0 else self.threshold.lerp(least, 1 - self.cfg.momentum))

@@ -1,0 +1,31 @@
+"""The sparse core: latents as nonzeros, choices, the two products that touch them, and the step that moves weights."""
+
+from .adam import Adam
+from .backends import backend, backend_of
+from .choose import Chunks, Rule, above, batch_topk, column_topk, topk
+from .latents import Latents, Support, decode, dots, latent_sums, latent_totals, sums
+from .preacts import PreActs, choice_dtype, encode
+from .scratch import scratch
+
+__all__ = [
+    "Adam",
+    "Chunks",
+    "Latents",
+    "PreActs",
+    "Rule",
+    "Support",
+    "above",
+    "backend",
+    "backend_of",
+    "batch_topk",
+    "choice_dtype",
+    "column_topk",
+    "decode",
+    "dots",
+    "encode",
+    "latent_sums",
+    "latent_totals",
+    "scratch",
+    "sums",
+    "topk",
+]

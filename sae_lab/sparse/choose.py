@@ -1,0 +1,185 @@
+"""Which latents fire: exact, deterministic choices among POSITIVE scores that arrive a few tokens at a time.
+
+    topk(scores, k)              the k largest of each token
+    batch_topk(scores, n)        the n largest of the batch
+    column_topk(scores, quota)   each latent's `quota[latent]` tokens of highest score
+    above(scores, floor)         all over the floor, one number or one per latent; it may be negative
+
+Scores are a dense tensor (float64, float32 or bf16) or `Chunks` of one, so that the whole [tok, d_sae] need not exist.
+Ties go to the earlier token, then the lower latent. A NaN counts as the largest: it must reach the loss.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shapes import LatentMask, Scores, Values
+from .backends import backend_of
+from .latents import Support, starts
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Scores of `tok` tokens, some at a time: iterating gives (slice of tokens, [chunk, d_sae] scores), once each."""
+
+    tok: int
+    d_sae: int
+    pieces: Callable[[], Iterator[tuple[slice, Tensor]]]
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        return self.pieces()
+
+    @classmethod
+    def whole(cls, scores: Scores) -> "Chunks":
+        """A dense tensor as one chunk."""
+        return cls(*scores.shape, lambda: iter([(slice(0, len(scores)), scores)]))
+
+
+class Rule(ABC):
+    """A way to choose. A new one needs `choose`; the rest makes a choice from coarse numbers exact."""
+
+    def __call__(
+        self, scores: Scores | Chunks, amount: Any, *, among: LatentMask | None = None, signed: bool = False
+    ) -> Support:
+        """The choice. `among` limits which latents may be chosen; `signed` chooses by absolute value."""
+        if isinstance(scores, Chunks):
+            return self.choose(scores, amount)
+        d_sae, index = scores.shape[1], None
+        if among is not None:
+            index = among.nonzero()[:, 0]
+            scores, amount = scores[:, index], self.within(amount, index)
+        s = self.choose(Chunks.whole((scores.abs() if signed else scores).detach()), amount)
+        return s if index is None else s.relabel(index, d_sae)
+
+    @abstractmethod
+    def choose(self, chunks: Chunks, amount: Any) -> Support:
+        """The choice, from chunks seen once, in order."""
+
+    def within(self, amount: Any, index: Tensor) -> Any:
+        """The amount where only the latents `index` take part."""
+        return amount
+
+    def generous(self, amount: Any, margin: Callable[[Tensor], Tensor]) -> Any:
+        """An amount that holds the exact choice where scores are rounded; `margin(floor)`: by how much, per latent."""
+        return amount
+
+    def cut(self, s: Support, score: Values, amount: Any) -> Tensor:
+        """Marks the exact choice among the nonzeros of a generous one."""
+        return torch.ones_like(score, dtype=torch.bool)
+
+
+class TopK(Rule):
+    """The k largest of each token."""
+
+    def choose(self, chunks: Chunks, amount: int) -> Support:
+        k = min(amount, chunks.d_sae)
+        found = [backend_of(score).largest(score, k) for _, score in chunks]
+        return Support(
+            torch.cat([latent for latent, _ in found]), starts(torch.cat([n for _, n in found])), chunks.d_sae
+        )
+
+    def generous(self, amount: int, margin: Callable[[Tensor], Tensor]) -> int:
+        return amount + 16
+
+    def cut(self, s: Support, score: Values, amount: int) -> Tensor:
+        return backend_of(score).prune(s.start, score, s.start.new_full((s.tok,), amount))[0]
+
+
+class BatchTopK(Rule):
+    """The n largest of the batch."""
+
+    def choose(self, chunks: Chunks, amount: int) -> Support:
+        return _pooled(chunks, torch.tensor([amount]), amount, _by_batch)
+
+    def generous(self, amount: int, margin: Callable[[Tensor], Tensor]) -> int:
+        return amount + max(16, amount // 8)
+
+    def cut(self, s: Support, score: Values, amount: int) -> Tensor:
+        return _by_batch(s, score, s.start.new_tensor([amount]))[0]
+
+
+class ColumnTopK(Rule):
+    """Each latent's own number of tokens."""
+
+    def choose(self, chunks: Chunks, amount: Tensor) -> Support:
+        return _pooled(chunks, amount, int(amount.clamp(max=chunks.tok).sum()), _by_latent)
+
+    def within(self, amount: Tensor, index: Tensor) -> Tensor:
+        return amount[index]
+
+    def generous(self, amount: Tensor, margin: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.where(amount > 0, amount + (amount // 8).clamp(min=4), 0)
+
+    def cut(self, s: Support, score: Values, amount: Tensor) -> Tensor:
+        return _by_latent(s, score, amount)[0]
+
+
+class Above(Rule):
+    """Everything over a floor."""
+
+    def choose(self, chunks: Chunks, amount: Tensor | float) -> Support:
+        found = []
+        for _, score in chunks:
+            latent, count, _ = backend_of(score).above(score, _floor(amount, score))
+            found.append((latent, count))
+        return Support(
+            torch.cat([latent for latent, _ in found]), starts(torch.cat([n for _, n in found])), chunks.d_sae
+        )
+
+    def within(self, amount: Tensor | float, index: Tensor) -> Tensor | float:
+        return amount[index] if isinstance(amount, Tensor) and amount.dim() else amount
+
+    def generous(self, amount: Tensor | float, margin: Callable[[Tensor], Tensor]) -> Tensor:
+        floor = torch.as_tensor(amount).detach()
+        return torch.where(floor < torch.inf, floor - margin(floor), torch.inf)
+
+    def cut(self, s: Support, score: Values, amount: Tensor | float) -> Tensor:
+        floor = torch.as_tensor(amount, dtype=score.dtype, device=score.device).detach()
+        return ~(score <= (floor[s.latent] if floor.dim() else floor))
+
+
+topk, batch_topk, column_topk, above = TopK(), BatchTopK(), ColumnTopK(), Above()
+
+
+def _pooled(chunks: Chunks, quota: Tensor, total: int, prune: Callable) -> Support:
+    """The `quota` largest of each group, seeing each chunk once.
+
+    Whatever exceeds the floor joins a pool. A full pool is pruned to the quota, and the least that stayed becomes the
+    new floor: nothing at or below it can be in the answer, since `quota` better or earlier ones are known.
+    """
+    floor, parts, values, held = torch.zeros(()), [], [], 0
+
+    def pruned():
+        s, value = Support.join(parts), torch.cat(values)
+        keep, least = prune(s, value, quota.to(value.device))
+        return s.subset(keep), value[keep], least
+
+    for _, score in chunks:
+        latent, count, value = backend_of(score).above(score, _floor(floor, score))
+        parts.append(Support(latent, starts(count), chunks.d_sae))
+        values.append(value)
+        held += len(latent)
+        if held > 2 * total:
+            s, value, floor = pruned()
+            parts, values, held = [s], [value], len(value)
+            floor = floor if len(floor) == chunks.d_sae else floor[0]
+    return pruned()[0]
+
+
+def _by_batch(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
+    return backend_of(score).prune(s.start[[0, -1]], score, quota)
+
+
+def _by_latent(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
+    keep, floor = backend_of(score).prune(s.T.start, score[s.T.order], quota)
+    return torch.empty_like(keep).index_copy_(0, s.T.order.long(), keep), floor
+
+
+def _floor(floor: Tensor | float, score: Tensor) -> Tensor:
+    """One floor per latent, in the precision in which a score is compared."""
+    wide = torch.float32 if score.dtype == torch.bfloat16 else score.dtype
+    return torch.as_tensor(floor, dtype=wide, device=score.device).detach().expand(score.shape[1]).contiguous()

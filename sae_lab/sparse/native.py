@@ -1,0 +1,83 @@
+"""The CPU backend: the numba kernels behind functions of tensors, one call at a time."""
+
+import threading
+
+import numba
+import torch
+from torch import Tensor
+
+from . import kernels
+from .scratch import scratch
+
+INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+
+_lock = threading.RLock()  # numba's fallback threading layer aborts the process when two threads call kernels
+
+
+def run(kernel, *args):
+    """Calls a kernel alone, on as many threads as torch uses."""
+    with _lock:
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        return kernel(*(a.detach().contiguous().numpy() if isinstance(a, Tensor) else a for a in args))
+
+
+def dots(start: Tensor, latent: Tensor, rows: Tensor, W: Tensor) -> Tensor:
+    """One number per nonzero: <rows[t], W[latent]>."""
+    out = W.new_empty(len(latent))
+    run(kernels.dots, start, latent, rows, W, out)
+    return out
+
+
+def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor) -> Tensor:
+    """One row per row of the support: the sum of value * W[latent]."""
+    out = scratch((len(start) - 1, W.shape[1]), W.dtype)
+    run(kernels.sums, start, latent, value, W, out)
+    return out
+
+
+def totals(start: Tensor, value: Tensor) -> Tensor:
+    """One number per row of the support: the sum of its values."""
+    out = value.new_empty(len(start) - 1)
+    run(kernels.totals, start, value, out)
+    return out
+
+
+def transpose(start: Tensor, latent: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorts the nonzeros by latent: where each latent starts, the tokens, and the old places."""
+    return tuple(map(torch.from_numpy, run(kernels.transpose, start, latent, d_sae)))
+
+
+def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The latents of each token's k largest positive scores, ascending, and how many each token has."""
+    tok, d_sae = score.shape
+    lanes = min(max(64, 1 << (8 * k - 1).bit_length()), d_sae)
+    out, count = torch.empty(tok, k, dtype=torch.int32), torch.empty(tok, dtype=torch.long)
+    run(kernels.select_rows, score.contiguous().view(INTEGER[score.dtype]), k, lanes, out, count)
+    full = bool((count == k).all())
+    return out.ravel() if full else out[torch.arange(k) < count[:, None]], count
+
+
+def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The latents of each token's scores over their latent's floor, how many, and the scores (bf16 as float32)."""
+    half = score.dtype == torch.bfloat16
+    numbers = score.contiguous().view(torch.int16) if half else score
+    count = torch.empty(len(score), dtype=torch.long)
+    run(kernels.count_above, numbers, half, floor, count)
+    start = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    latent, value = torch.empty(int(start[-1]), dtype=torch.int32), torch.empty(int(start[-1]), dtype=floor.dtype)
+    run(kernels.fill_above, numbers, half, floor, start, latent, value)
+    return latent, count, value
+
+
+def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
+    """Marks each group's `quota` largest positive scores; the second tensor is what a later one has to exceed."""
+    score = torch.where(score.isnan(), torch.nan, score)  # a NaN of either sign sorts above all
+    keep, floor = torch.empty(len(score), dtype=torch.bool), score.new_empty(len(quota))
+    integer = INTEGER[score.dtype]
+    run(kernels.prune, start, score.view(integer), quota, keep, floor.view(integer))
+    return keep, floor.masked_fill_(quota == 0, torch.inf)
+
+
+def adam_rows(W, grad, m, v, *, scale, lr, betas, eps, step, unit) -> None:
+    """One fused pass of Adam over the rows of W, in place."""
+    run(kernels.adam_rows, W, grad, m, v, scale, lr, *betas, eps, step, unit)

@@ -1,0 +1,209 @@
+"""Pre-activations: dense numbers to choose from, one token chunk at a time, and exact ones where chosen."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shapes import Acts, Direction, LatentMask, PerLatent, Rows, Values, Weights
+from .choose import Chunks, Rule, above
+from .latents import Latents, Support, dots, latent_sums, latent_totals, sums
+from .scratch import scratch
+
+CHUNK_BYTES = 2**23  # of scores that exist at a time
+FEWEST = 64  # tokens in a chunk at least: below, the weights are read too often
+
+Score = Callable[[Tensor, slice], Tensor]
+
+
+class _Keep(torch.autograd.Function):
+    """Carries gradients only; the values were computed before. `centred` is x - centre, as numbers."""
+
+    @staticmethod
+    def forward(ctx, x, W_enc, b_enc, centre, centred, support, value):
+        ctx.save_for_backward(centred, W_enc)
+        ctx.support = support
+        return value
+
+    @staticmethod
+    def backward(ctx, q):
+        (centred, W), s, (x, W_enc, b_enc, centre, *_) = ctx.saved_tensors, ctx.support, ctx.needs_input_grad
+        per_latent = latent_totals(s, q) if b_enc or centre else None
+        return (
+            sums(s, q, W) if x else None,
+            latent_sums(s, q, centred) if W_enc else None,
+            per_latent if b_enc else None,
+            -(per_latent @ W) if centre else None,  # every token pays the same: d_sae numbers stand for the batch
+            None,
+            None,
+            None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PreActs:
+    """What `encode` gives: nothing is computed until something is chosen.
+
+    Attributes:
+        inputs: x (flattened), W_enc, b_enc and centre, with their graph.
+        centred: x - centre, as numbers.
+        choose_in: the precision of the dense numbers; kept values always have that of x.
+        lead: the leading axes of x.
+    """
+
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+    centred: Rows
+    choose_in: torch.dtype
+    lead: tuple[int, ...]
+    found: dict[Support, Tensor] = field(default_factory=dict)
+
+    @property
+    def tok(self) -> int:
+        return len(self.centred)
+
+    @property
+    def d_sae(self) -> int:
+        return len(self.inputs[1])
+
+    @torch.no_grad()
+    def choose(
+        self,
+        rule: Rule,
+        amount: Any,
+        *,
+        among: LatentMask | None = None,
+        score: Score | None = None,
+        signed: bool = False,
+    ) -> Support:
+        """Where to be nonzero: `rule` applied to the pre-activations, or to a score of them.
+
+        Args:
+            among: the latents that may be chosen.
+            score: from (numbers [chunk, d_sae], the chunk's slice of tokens) to scores of the same shape, each entry
+                from its own number and what is known of its token and latent.
+            signed: choose by absolute value; `keep` returns the signed values.
+        """
+        index = None if among is None or score is not None else among.nonzero()[:, 0]
+        exact = self.choose_in == self.centred.dtype or (score is not None and rule is above)
+        dtype = self.centred.dtype if exact else self.choose_in
+        chunks = Chunks(
+            self.tok,
+            self.d_sae if index is None else len(index),
+            lambda: self._scored(dtype, index, among, score, signed),
+        )
+        part = amount if index is None else rule.within(amount, index)
+        s = rule.choose(chunks, part if exact else rule.generous(part, lambda floor: self._margin(floor, index)))
+        full = s if index is None else s.relabel(index, self.d_sae)
+        return full if exact else self._cut(rule, s, full, part, score, signed)
+
+    def over(self, floor: Tensor | float) -> Support:
+        """Everything over `floor`, one number or one per latent, exactly, however coarse the numbers to choose from."""
+        return self.choose(above, torch.as_tensor(floor, dtype=self.centred.dtype, device=self.centred.device))
+
+    def _margin(self, floor: Tensor, index: Tensor | None) -> Tensor:
+        """By how much a pre-activation near `floor` may lie lower in bf16 than it is, for each latent.
+
+        Rounding x and W moves <x, w> by at most 2^-8 |x| |w| (Cauchy-Schwarz), a float32 sum by 2^-24 of that per term;
+        rounding the result moves it by 2^-9 of itself.
+        """
+        _, W, b, _ = self.inputs
+        reach = self.centred.norm(dim=1).max() * W.norm(dim=1) + (0 if b is None else b.abs())
+        reach = reach if index is None else reach[index]
+        return 2.0**-8 * ((1.01 + W.shape[1] * 2.0**-16) * reach + floor.abs())
+
+    @torch.no_grad()
+    def values(self, support: Support) -> Values:
+        """The exact pre-activations at the nonzeros, as numbers."""
+        if support in self.found:
+            return self.found[support]
+        _, W, b, _ = self.inputs
+        value = dots(support, self.centred, W.detach())
+        return value if b is None else value.add_(b.detach()[support.latent])
+
+    def keep(self, support: Support) -> Latents:
+        """The chosen pre-activations, exact, with gradients to x, W_enc, b_enc and the centre."""
+        value = _Keep.apply(*self.inputs, self.centred, support, self.values(support))
+        return Latents(value, support, self.lead)
+
+    def _cut(self, rule, s, full, amount, score, signed) -> Support:
+        """From a generous choice by rounded numbers to the exact one by exact numbers."""
+        value = self.values(full)
+        by = value if score is None else self._score_at(full, value, score)
+        keep = rule.cut(s, by.abs() if signed else by, amount)
+        exact = full.subset(keep)
+        self.found[exact] = value[keep]
+        return exact
+
+    def _score_at(self, s: Support, value: Tensor, score: Score) -> Tensor:
+        """The scores of exact values, by way of a dense chunk."""
+        out, step = torch.empty_like(value), self._step(self.d_sae, value.dtype)
+        for t in range(0, s.tok, step):
+            tokens = slice(t, min(t + step, s.tok))
+            at = slice(int(s.start[tokens.start]), int(s.start[tokens.stop]))
+            place = (s.token[at] - t) * s.d_sae + s.latent[at]
+            dense = scratch((tokens.stop - t, s.d_sae), value.dtype, value.device).zero_()
+            dense.view(-1)[place] = value[at]
+            out[at] = score(dense, tokens).reshape(-1)[place]
+        return out
+
+    def _step(self, d_sae: int, dtype: torch.dtype) -> int:
+        return max(1, min(self.tok, max(FEWEST, CHUNK_BYTES // max(1, d_sae * dtype.itemsize))))
+
+    def _scored(self, dtype, index, among, score, signed) -> Iterator[tuple[slice, Tensor]]:
+        for tokens, dense in self._dense(dtype, index):
+            if score is not None:
+                dense = score(dense, tokens)
+                dense = dense if among is None else dense.masked_fill(~among, 0)
+            yield tokens, dense.abs() if signed else dense
+
+    def _dense(self, dtype: torch.dtype, index: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+        """The one dense product of a step, chunk by chunk, in reused memory."""
+        _, W, b, _ = self.inputs
+        W, b = (None if t is None else t.detach() if index is None else t.detach()[index] for t in (W, b))
+        x, W, b = (None if t is None else t.to(dtype) for t in (self.centred, W, b))
+        step = self._step(len(W), dtype)
+        for t in range(0, self.tok, step):
+            rows = x[t : t + step]
+            out = scratch((len(rows), len(W)), W.dtype, W.device)
+            torch.mm(rows, W.T, out=out) if b is None else torch.addmm(b, rows, W.T, out=out)
+            yield slice(t, t + len(rows)), out
+
+
+def encode(
+    x: Acts,
+    W_enc: Weights,
+    b_enc: PerLatent | None = None,
+    *,
+    centre: Direction | None = None,
+    choose_in: torch.dtype | None = None,
+) -> PreActs:
+    """(x - centre) @ W_enc.T + b_enc, to choose latents from.
+
+    Args:
+        choose_in: `torch.bfloat16` makes the dense product up to 4x cheaper where the CPU can; the choice is made among
+            a few more latents and then by exact values, and kept values are exact in any case. None: as x.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    centred = rows.detach() if centre is None else (rows - centre).detach()
+    coarse = choose_in if choose_in is not None and rows.dtype == torch.float32 else rows.dtype
+    return PreActs((rows, W_enc, b_enc, centre), centred, coarse, tuple(x.shape[:-1]))
+
+
+@cache
+def choice_dtype(device: str = "cpu") -> torch.dtype:
+    """The quicker precision to choose in on this machine, measured once per process: bf16 needs hardware for it."""
+    x, W = torch.randn(256, 512, device=device), torch.randn(2048, 512, device=device)
+    spent = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(5):
+        for dtype, times in spent.items():
+            a, b = x.to(dtype), W.to(dtype)
+            begin = time.perf_counter()
+            (a @ b.T)[0, 0].item()
+            times.append(time.perf_counter() - begin)
+    whole, half = (statistics.median(times[1:]) for times in spent.values())
+    return torch.bfloat16 if half < 0.6 * whole else torch.float32

@@ -1,0 +1,74 @@
+"""The plain-torch backend: what the others are tested against, and what runs where there are no kernels yet."""
+
+import torch
+from torch import Tensor
+
+
+def dots(start: Tensor, latent: Tensor, rows: Tensor, W: Tensor) -> Tensor:
+    """One number per nonzero: <rows[t], W[latent]>."""
+    return (rows[_row(start)] * W[latent]).sum(1)
+
+
+def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor) -> Tensor:
+    """One row per row of the support: the sum of value * W[latent]."""
+    return W.new_zeros(len(start) - 1, W.shape[1]).index_add(0, _row(start), value[:, None] * W[latent])
+
+
+def totals(start: Tensor, value: Tensor) -> Tensor:
+    """One number per row of the support: the sum of its values."""
+    return value.new_zeros(len(start) - 1).index_add(0, _row(start), value)
+
+
+def transpose(start: Tensor, latent: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorts the nonzeros by latent: where each latent starts, the tokens, and the old places."""
+    order = latent.sort(stable=True).indices
+    count = torch.bincount(latent, minlength=d_sae)
+    return _starts(count), _row(start)[order].int(), order.int()
+
+
+def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The latents of each token's k largest positive scores, ascending, and how many each token has."""
+    order = score.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    mask = torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True) & ~(score <= 0)
+    return mask.nonzero()[:, 1].int(), mask.sum(1)
+
+
+def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The latents of each token's scores over their latent's floor, how many, and the scores (bf16 as float32)."""
+    score = score.to(floor.dtype)
+    mask = ~(score <= floor)
+    return mask.nonzero()[:, 1].int(), mask.sum(1), score[mask]
+
+
+def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
+    """Marks each group's `quota` largest positive scores; the second tensor is what a later one has to exceed."""
+    group = _row(start)
+    order = score.sort(descending=True, stable=True).indices
+    order = order[group[order].sort(stable=True).indices]  # by group, then from large to small, then as they came
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - start[group]
+    keep = (rank < quota[group]) & ~(score <= 0)
+    floor = score.new_zeros(len(quota))
+    last = keep & (rank == quota[group] - 1)
+    floor[group[last]] = score[last]
+    return keep, floor.masked_fill_(quota == 0, torch.inf)
+
+
+@torch.no_grad()
+def adam_rows(W, grad, m, v, *, scale, lr, betas, eps, step, unit) -> None:
+    """One pass of Adam over the rows of W, in place; `unit`: gradient along each row removed, rows end at norm 1."""
+    if unit:
+        grad = grad - (grad * W).sum(1, keepdim=True) * W
+    m.lerp_(scale * grad, 1 - betas[0])
+    v.lerp_((scale * grad).square(), 1 - betas[1])
+    W.sub_(lr / (1 - betas[0] ** step) * m / ((v / (1 - betas[1] ** step)).sqrt() + eps))
+    if unit:
+        W.div_(W.norm(dim=1, keepdim=True))
+
+
+def _row(start: Tensor) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(start) - 1, device=start.device), start.diff())
+
+
+def _starts(count: Tensor) -> Tensor:
+    return torch.cat([count.new_zeros(1), count.cumsum(0)])

@@ -1,0 +1,48 @@
+"""Large memory that is asked of the system once: fresh pages can cost as much as the product that fills them."""
+
+import math
+import threading
+import weakref
+
+import numpy as np
+import torch
+
+SMALL = 2**20  # bytes; below, the ordinary allocator is as quick
+SIZES = 16  # how many sizes are remembered at most
+
+_free: dict[int, list[np.ndarray]] = {}
+_lock = threading.RLock()  # re-entrant: a finalizer may run while the lock is held
+_largest = 0
+
+
+def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
+    """An uninitialised tensor. Its memory is used again when the last tensor or view on it is gone, never before."""
+    n = math.prod(shape) * dtype.itemsize
+    _note(n)
+    if n < SMALL or torch.device(device).type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    with _lock:
+        if not _free.get(n):
+            for size in [size for size in _free if not _free[size]] if len(_free) < SIZES else list(_free):
+                del _free[size]  # sizes no longer in use do not pile up
+        memory = _free[n].pop() if _free.get(n) else np.empty(n + 64, np.uint8)
+    lease = memory[-memory.ctypes.data % 64 :][:n]  # cache-line aligned; torch holds the lease, not the memory
+    weakref.finalize(lease, _give_back, memory).atexit = False
+    return torch.from_numpy(lease).view(dtype).view(shape)
+
+
+def largest(reset: bool = False) -> int:
+    """Bytes of the largest scratch asked for so far, in this process; `reset` starts anew."""
+    global _largest
+    most, _largest = _largest, 0 if reset else _largest
+    return most
+
+
+def _note(n: int) -> None:
+    global _largest
+    _largest = max(_largest, n)
+
+
+def _give_back(memory: np.ndarray) -> None:
+    with _lock:
+        _free.setdefault(memory.nbytes - 64, []).append(memory)
