@@ -7,6 +7,7 @@ residual dimensions. "matched" gives the latents as few candidates as there are 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -156,9 +157,9 @@ def page_labels(page: Page, concepts: world.Concepts) -> sparse.csr_array:
     order = np.argsort(of, kind="stable")
     cuts = np.flatnonzero(np.diff(of[order], prepend=-1, append=-1))
     tokens, ids = [], []
-    for begin, end in zip(cuts[:-1], cuts[1:]):
+    for begin, end in pairwise(cuts):
         here = order[begin:end]
-        token, concept = world.token_labels(block.texts[of[here[0]]], spans[here], concepts)
+        token, concept = world.token_labels(block.texts[of[here[0]] - block.first], spans[here], concepts)
         tokens.append(here[token])
         ids.append(concept)
     token, concept = np.concatenate(tokens), np.concatenate(ids)

@@ -105,7 +105,7 @@ def contexts(
 
 @torch.no_grad()
 def _firings(sae: SAE, page: Page, site: Site, wanted: torch.Tensor, n: int):
-    """For each wanted latent that fires on a page: whole-document contexts of its n strongest documents, and how often."""
+    """For each wanted latent that fires on a page: its n strongest documents as contexts, and how often it fired."""
     z = sae.encode(page.acts[site])
     on = (z.value > 0).cpu() & wanted[z.support.latent.long().cpu()]
     latent = z.support.latent.cpu()[on].long().numpy()
@@ -132,7 +132,7 @@ def _strongest(page: Page, latent: int, token: np.ndarray, value: np.ndarray, n:
 def _words(page: Page, places: np.ndarray) -> tuple[str, ...]:
     """The text of each kept token of one document, with whatever stands between it and the next."""
     block, keep = page.block, page.keep
-    text = str(getattr(block.texts[block.doc[keep][places[0]]], "text", block.texts[block.doc[keep][places[0]]]))
+    text = block.text(int(block.doc[keep][places[0]]))
     start = block.start[keep][places].tolist()
     end = [*start[1:], int(block.end[keep][places[-1]])]
     return tuple(text[a:b] for a, b in zip(start, end))
