@@ -46,7 +46,11 @@ class Diary:
             if run.status["state"] in ("stopped", "failed", "lost"):
                 run.control("run")  # a wish of the time before
             names = [os.path.relpath(other.folder, run.folder) for other in self.runs]
-            run.describe({**described, **about(member), "stream": names, "environment": environment()})
+            dtype = str(member.sae.choose_in).removeprefix("torch.")
+            run.describe(
+                {**described, **about(member), "stream": names, "environment": environment() | {"choose_in": dtype}}
+            )
+            member.choose_in(run.config["environment"]["choose_in"])
         self.opened = True
 
     def close(self) -> None:
@@ -201,7 +205,7 @@ def about(member: Member) -> dict[str, Any]:
     """Which SAE this is and in which units it was trained."""
     return {
         "variant": member.sae.name,
-        "sae": asdict(member.sae.cfg),
+        "sae": asdict(member.asked),
         "site": member.site,
         "scale": member.scale,
         "lr": member.peak,

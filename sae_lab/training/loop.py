@@ -18,11 +18,14 @@ from typing import Any
 import torch
 
 from ..saes import SAE, Batch, Objective
+from ..shapes import Rows
 from .config import TrainConfig, configured
 from .diary import Diary, folders
 from .member import Member
 from .quiet import drawing, own_rng, uninterrupted
 from .steps import Record, Step, measure
+
+SAMPLE = 4096  # activations that an SAE sees before its first step, where it asks for some
 
 
 def train(
@@ -93,7 +96,8 @@ class _Training:
 
     def _all_steps(self) -> Iterator[Step]:
         self.diary.beat("starting", self._step())
-        self._resume()
+        if not self._resume():
+            self._prepare()
         while self.index < self.steps:
             if self._stopped():
                 return
@@ -155,13 +159,27 @@ class _Training:
             state = {"index": self.index, "measured": self.measured, "records": records}
             self.diary.save(self.index, self.members, self.source, state, self.rng)
 
-    def _resume(self) -> None:
+    def _prepare(self) -> None:
+        """Shows a first sample to the SAEs that want one."""
+        wanting = [m for m in self.members if type(m.sae).prepare is not SAE.prepare]
+        sample = self._draw(SAMPLE) if wanting else {}
+        for member in wanting:
+            member.sae.prepare(torch.cat(sample[member.site]).to(member.sae.W_dec) * member.scale)
+
+    def _draw(self, tokens: int) -> dict[str, list[Rows]]:
+        """Fresh rows of every site, in batches, at least `tokens` of them."""
+        draws = [self.source.next(self.config.batch) for _ in range(-(-tokens // self.config.batch))]
+        return {site: [rows[site].x for rows in draws] for site in {member.site for member in self.members}}
+
+    def _resume(self) -> bool:
+        """Whether there was a checkpoint to go on from."""
         state, rng = self.diary.resume(self.members, self.source)
         if state:
             self.index, self.measured = state["index"], state["measured"]
             self.records = tuple(Record(**record) for record in state["records"])
             self.rng |= rng
             self.clock = (time.perf_counter(), self.index)
+        return bool(state)
 
     def _stopped(self) -> bool:
         """Does what the control file asks: a checkpoint, a pause, or to end here."""
@@ -182,18 +200,22 @@ class _Training:
     def _finish(self) -> None:
         """Sets inference thresholds on fresh training rows, folds the scales, writes the SAEs."""
         wanting = [m for m in self.members if type(m.sae).calibrate is not SAE.calibrate]
-        draws = -(-self.config.calibration_tokens // self.config.batch) if wanting or not self.steps else 0
-        drawn = [self.source.next(self.config.batch) for _ in range(draws)]
+        fresh = self._draw(self.config.calibration_tokens) if wanting or not self.steps else {}
         for member in wanting:
-            member.sae.calibrate([member.scaled(rows[member.site].x) for rows in drawn])
+            member.sae.calibrate([member.scaled(x) for x in fresh[member.site]])
         if not self.steps:
-            with torch.no_grad():
-                batches = [m.batch(drawn[0][m.site], 1.0) for m in self.members]
-                self._measure(batches, [m.sae.objective(batch) for m, batch in zip(self.members, batches)])
+            self._look(fresh)
         for member in self.members:
             member.release()
         self.diary.keep(self.members)
         self.diary.beat("done", self._step())
+
+    def _look(self, fresh: dict[str, list[Rows]]) -> None:
+        """Measures SAEs that take no steps."""
+        xs = [member.scaled(fresh[member.site][0]) for member in self.members]
+        batches = [Batch(x=x, target=x, dead=member.dead) for x, member in zip(xs, self.members)]
+        with torch.no_grad():
+            self._measure(batches, [m.sae.objective(batch) for m, batch in zip(self.members, batches)])
 
     def _already_done(self) -> Iterator[Step]:
         """The last Step of a finished run, its weights put into the SAEs."""

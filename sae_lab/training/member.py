@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ class Member:
     """An SAE on its way: it eats `x * scale` until `release` folds the scale into its weights."""
 
     def __init__(self, sae: SAE, site: str, statistics: Any, config: TrainConfig):
-        self.sae, self.site, self.config, self.recipe = sae, site, config, sae.recipe
+        self.sae, self.site, self.config, self.recipe, self.asked = sae, site, config, sae.recipe, sae.cfg
         self.scale = input_scale(config.scaling or self.recipe.scaling, statistics, sae.cfg.d_in)
-        self.peak = config.lr or _peak(self.recipe.lr, sae.cfg.d_sae)
+        self.peak = config.lr or self.recipe.lr_for(sae.cfg.d_sae)
         self.peers: tuple[SAE, ...] = ()
         self.silent = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         self.folded = False
@@ -28,6 +29,10 @@ class Member:
             unit = {"W_dec"} if self.recipe.unit_norm else ()
             named = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
             self.adam = Adam(named, self.peak, self.recipe.betas, self.recipe.eps, unit)
+
+    def choose_in(self, dtype: str) -> None:
+        """Holds the precision to choose in for the whole run, also where "auto" would now measure another."""
+        self.sae.cfg = replace(self.asked, choose_in=dtype)
 
     @property
     def dead(self) -> LatentMask:
@@ -101,6 +106,7 @@ class Member:
         if not self.folded:
             self.sae.fold(self.scale)
             self.folded = True
+        self.sae.cfg = self.asked
 
     def copy(self, x: Tensor) -> SAE:
         """The SAE as it is now, thresholds set on `x` (in raw units), eating raw activations."""
@@ -120,7 +126,3 @@ def input_scale(scaling: str, statistics: Any, d_in: int) -> float:
     if not (math.isfinite(size) and size > 0):
         raise ValueError(f"The activations have size {size!r} on average: they cannot be scaled. Look at the source.")
     return aim / size
-
-
-def _peak(lr: Any, d_sae: int) -> float:
-    return lr(d_sae) if callable(lr) else lr
