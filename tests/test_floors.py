@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = [
-    {"shapes", "knobs", "sites"},
+    {"shapes", "knobs", "sites", "sources"},
     {"sparse", "plots", "toys", "tiny"},
     {"saes", "metrics", "intervals", "recovery", "matching", "models", "tokens"},
     {"harvest", "reading", "runs", "pretrained"},

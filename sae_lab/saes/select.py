@@ -8,7 +8,7 @@ from ..sparse import PreActs, batch_topk
 
 
 @torch.no_grad()
-def batch_threshold(pres: Iterable[PreActs], k: float) -> float:
+def batch_threshold(pres: Iterable[PreActs], k: float | int) -> float:
     """The number that k pre-activations per token exceed, on average over all batches given.
 
     Only a batch's 4k per token largest are looked at, so a batch that would take more than four times its share counts

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..shapes import Acts, LatentMask, PerLatent, Places, Rows, Starts, Values, Weights
+from ..shapes import Acts, LatentMask, PerLatent, Places, Rows, Scalar, Starts, Values, Weights
 from .backends import backend_of
 from .scratch import scratch
 
@@ -212,9 +212,9 @@ class Latents:
         return out.index_put((s.token * s.d_sae + s.latent,), self.value).view(*self.lead, s.d_sae)
 
     @property
-    def l0(self) -> float:
-        """Latents that fire per token, mean."""
-        return (self.value != 0).sum().item() / max(1, self.support.tok)
+    def l0(self) -> Scalar:
+        """Latents that fire per token, mean; a tensor, so that nobody waits for a device."""
+        return (self.value != 0).sum() / max(1, self.support.tok)
 
     @property
     def fired(self) -> LatentMask:

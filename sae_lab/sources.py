@@ -1,0 +1,72 @@
+"""What a source of activations serves, and what it must be able to do to be trained on and resumed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from . import shapes
+from .shapes import Direction, TokenInts
+from .sites import Site
+
+
+class Rows(NamedTuple):
+    """A batch of activations of one site, raw, special tokens left out.
+
+    Attributes:
+        target: what an SAE of this site should give: `x` itself, unless it transcodes.
+        doc: which document each token is from.
+        position: where in its document.
+        grad: gradient of the model's CE with respect to x, where it was asked for.
+    """
+
+    x: shapes.Rows
+    target: shapes.Rows
+    doc: TokenInts
+    position: TokenInts
+    grad: shapes.Rows | None = None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How large a site's activations are, measured once on the first `tokens` of them.
+
+    Attributes:
+        mean_norm: E|x|.
+        mean_square: E|x|^2.
+        mean: E x.
+    """
+
+    mean_norm: float
+    mean_square: float
+    mean: Direction
+    tokens: int
+
+    @classmethod
+    def of(cls, x: shapes.Rows) -> "Statistics":
+        """Those of a sample, summed in float64."""
+        norm = x.double().norm(dim=1)
+        return cls(norm.mean().item(), norm.square().mean().item(), x.double().mean(0).to(x.dtype), len(x))
+
+
+class Source(Protocol):
+    """Endless batches of activations, a pure function of a seed and of how many were served."""
+
+    sites: Sequence[Site]
+    served: int
+
+    def d_in(self, site: str) -> int: ...
+
+    def statistics(self, site: str) -> Statistics: ...
+
+    def next(self, n: int) -> Mapping[Site, Rows]:
+        """The next n tokens of every site."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `restore` needs to go on from here: tensors, and a JSON object."""
+
+    def restore(self, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None: ...
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON object that says how to build it again."""
