@@ -22,7 +22,7 @@ SLOTS  {ROLE flags}          a role is one entity per text, drawn from its class
             {~entity.time.day} {~entity.number}: words as they are; {~place} {~m} {~f}: names
   value     {=price}         text that a kind bound with page.bind("price", "12", "math.number")
   switch    {H?content:contente} {O?er:sie:es}   by gender m:f:n (n falls back to m)
-  choice    (small|little|)  uniform, may hold slots and be nested; \\( \\) \\| \\{ \\[ are literal
+  choice    (small|little|)  uniform, may hold slots and be nested; without | literal parentheses; \\( \\| \\{ \\[ are literal
   person    (?J'ai|{H} a)    not drawn: the first branch where H narrates (diary, letter), the second elsewhere
   spans     [neg ...] syntax.negated; [say=H "Come!"] a quotation by H; [concept.path ...] any other concept
   cap       capitalises a slot; done by itself at a template's start and after . ! ? and an opening quote there

@@ -19,9 +19,9 @@ class Grammar:
     """English."""
 
     language = "en"
-    dets = frozenset("a the this my your his our their no some".split())
-    preps: frozenset = frozenset()
-    cases = frozenset("acc gen".split())
+    dets = frozenset(("a", "the", "this", "that", "my", "your", "his", "our", "their", "no", "some"))
+    preps = frozenset(("in", "near", "to", "from"))  # `in` is on for hills and islands
+    cases = frozenset(("acc", "gen"))
     pronouns = {
         "he": {"m": "he", "f": "she", "n": "it"},
         "him": {"m": "him", "f": "her", "n": "it"},
@@ -48,7 +48,11 @@ class Grammar:
         if adjective:
             out.insert(0, (adjective.forms[0], (adjective.path, "pos.adjective")))
         det = self.determiner(spec.det, out[0][0], plural, mass, owner)
-        return [(det, ("pos.determiner",)), *out] if det else out
+        out = [(det, ("pos.determiner",)), *out] if det else out
+        if spec.prep:
+            prep = "on" if spec.prep == "in" and word in ("hill", "island", "square") else spec.prep
+            out.insert(0, (prep, ("pos.preposition",)))
+        return out
 
     def determiner(self, det, following, plural, mass, owner):
         """The determiner's form before the word that follows; None for none."""

@@ -97,6 +97,8 @@ def scene(page: Page, shape: Shape):
     """Write a scene: its plot is drawn, then its stages."""
     page.register = shape.register
     page.narrator = "H" if shape.register in FIRST_PERSON else None
+    if shape.register == "diary":
+        page.bind("date", str(page.draw.integer(1, 28)), "entity.time.date")
     begin(page, page.draw.table(told(page.language, shape.name)))
     walk(page, shape, shape.steps, Seam())
 

@@ -101,8 +101,9 @@ class Compiler:
                 break
             self.at += 1
         self.close(")", "choice")
-        if len(branches) < 2:
-            self.fail("A choice (a|b) needs at least two branches; escape literal parentheses as \\( \\)")
+        if len(branches) == 1:  # parentheses without | are literal
+            ops = (self.world.literal("("), *branches[0], self.world.literal(")"))
+            return lambda page: page.run(ops)
         branches = tuple(branches)
         if asks:
             return lambda page: page.run(branches[not page.narrator])
