@@ -17,7 +17,7 @@ SLOTS  {ROLE flags}          a role is one entity per text, drawn from its class
   person    {H} name, {H gen} `Omar's`, {H trade the} {H trade a adj} noun phrase of the trade, {H he} {H him} pronouns
             (the forms of grammar.pronouns), {P} name of a named animal, {P the} its noun, {H name}: the name even where H
             is the narrator ("I": {H}, {H acc}, {H gen}, {H he} ... become I, me, my, I ... if the grammar has `first`)
-  anonymous {~entity.food.fruit pl adj}  drawn afresh, never one the text already used; {~sentiment.positive.joy @H}: an
+  anonymous {~entity.food.fruit pl adj}  drawn afresh, never one the text already used (adj?: an adjective now and then); {~sentiment.positive.joy @H}: an
             adjective agreeing with H (attribute.* and sentiment.* are adjectives); {~a.b+c.d the} a union;
             {~entity.time.day} {~entity.number}: words as they are; {~place} {~m} {~f}: names
   value     {=price}         text that a kind bound with page.bind("price", "12", "math.number")
@@ -133,6 +133,7 @@ class Spec:
     case: str | None = None
     prep: str | None = None
     adj: bool = False
+    maybe: bool = False  # adj?: an adjective now and then
     cap: bool = False
     trade: bool = False
     name: bool = False

@@ -10,6 +10,9 @@ TAGGED = re.compile(r"([^\s^\"“„«¿¡(]+)\^(\w+(?:\.\w+)+(?:\^\w+(?:\.\w+)+
 PLAIN = re.compile(r"[^\\{}()\[\]|]+")
 
 
+MAYBE = 0.35  # how often `adj?` gives an adjective
+
+
 class TemplateError(ValueError):
     """A template that cannot be compiled: names its file and line."""
 
@@ -146,7 +149,7 @@ class Compiler:
         cap, self.start = self.start, False
         if body.startswith("="):
             return self.value(body[1:], cap)
-        if "?" in body:
+        if re.match(r"[A-Z]\d?\?", body):
             return self.switch(*body.split("?", 1))
         target, *flags = body.split()
         spec = self.spec(flags, cap)
@@ -172,6 +175,8 @@ class Compiler:
                 known["case"] = flag
             elif flag in ("adj", "cap", "trade", "name"):
                 known[flag] = True
+            elif flag == "adj?":
+                known["maybe"] = True
             elif flag == "bare":
                 known["trade"] = True
             elif flag == "pl":
@@ -231,7 +236,9 @@ class Compiler:
                 page.used.append(word)
             gender = page.gender(spec.agree) if spec.agree else "m"
             owner = page.gender(spec.owner) if spec.owner else None
-            adjective = page.draw.table(world.adjectives(word)) if spec.adj else None
+            adjective = None
+            if spec.adj or (spec.maybe and page.draw.chance(MAYBE)):
+                adjective = page.draw.table(world.adjectives(word))
             key = (word, adjective, gender, owner, spec.owner is not None and spec.owner == page.narrator)
             found = memo.get(key)
             if found is None:
