@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     as_json = "--json" in rest
-    return guarded(lambda: import_module(f"{__name__}.commands").COMMANDS[verb]([a for a in rest if a != "--json"], as_json))
+    return guarded(
+        lambda: import_module(f"{__name__}.commands").COMMANDS[verb]([a for a in rest if a != "--json"], as_json)
+    )
 
 
 def guarded(command: Callable[[], Any]) -> int:

@@ -1,23 +1,178 @@
 """What each verb does. Options come from the same knobs as forms and saved configs."""
 
-import sys
-from dataclasses import field, fields, make_dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, field, fields, make_dataclass
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
 from ..evaluation import evaluate
-from ..launcher import Job, ps, resume, run_job
+from ..knobs import knob
+from ..launcher import Job, launch, pause, ps, resume, run_job, stop
 from ..library import load_sae
 from ..models import load_model
 from ..runs import Run, find_runs, fresh
-from ..saes import REGISTRY
+from ..saes import REGISTRY, variant
+from ..training import TrainConfig
 from . import say
 from .progress import note, watched
+from .quickstart import Quickstart, quickstart
+
+HIDDEN = {"d_in", "variant", "sae", "train"}  # known from elsewhere
+
+
+def options(name: str, *configs: type, doc: str = "", **more: Any) -> type:
+    """One options class with the knobs of several configs; a knob that two of them have is the first one's."""
+    rows: dict[str, tuple] = {}
+    for config in configs:
+        hints = get_type_hints(config)
+        for f in fields(config):
+            if f.name not in HIDDEN and f.name not in rows:
+                rows[f.name] = (f.name, _helped(hints[f.name], f), _default(f))
+    rows |= {key: (key, kind, value) for key, (kind, value) in more.items()}
+    required_first = sorted(rows.values(), key=lambda row: row[2].default is not MISSING)
+    made = make_dataclass(name, required_first, frozen=True)
+    made.__doc__ = doc
+    return made
 
 
 def parsed(kind: type, argv: list[str], verb: str) -> Any:
-    """An options dataclass filled from the command line; a knob's sentence is its help."""
-    return tyro.cli(kind, args=argv, prog=f"sae-lab {verb}", description=kind.__doc__)
+    """The options as given on the command line.
+
+    Raises:
+        SystemExit: for --help and for what is no option; the message names the nearest ones.
+    """
+    return tyro.cli(kind, args=argv, prog=f"sae-lab {verb}", description=inspect.getdoc(kind))
+
+
+def _helped(kind: Any, f: Field) -> Any:
+    low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
+    reach = f" [{low:g} to {high:g}]" if low is not None else f" [{', '.join(choices)}]" if choices else ""
+    return Annotated[kind, tyro.conf.arg(help=f.metadata.get("help", "") + reach)]
+
+
+def _default(f: Field) -> Any:
+    return field(default=f.default) if f.default is not MISSING else field()
+
+
+def run_quickstart(argv: list[str], as_json: bool) -> None:
+    doc = "Train an SAE on the embedded Llama, measure it, name its latents, steer with one, write report.html."
+    given = parsed(options("QuickstartOptions", Quickstart, doc=doc), argv, "quickstart")
+    found = quickstart(Quickstart(**vars(given)))
+    say(found.to_json(), as_json, f"{found.evaluation.table.to_string(index=False)}\n\n{found.run.folder}/report.html")
+
+
+def run_train(argv: list[str], as_json: bool) -> None:
+    """`train VARIANT --site L3R --k 32 ...`, here or with --detach as a process of its own."""
+    name = argv[0] if argv and not argv[0].startswith("-") else "batchtopk"
+    rest = argv[1:] if argv and not argv[0].startswith("-") else argv
+    chosen, extra = variant(name), {"detach": (bool, knob(False, help="start it as a process of its own and return"))}
+    doc = f"Train {name} ({chosen.paper}). A run that was cut short goes on: give its --run again."
+    given = vars(
+        parsed(options("TrainOptions", Job, chosen.Config, TrainConfig, doc=doc, **extra), rest, f"train {name}")
+    )
+    detach, given = given["detach"], {key: value for key, value in given.items() if key != "detach"}
+    run = Run(given.pop("run") or fresh(f"runs/{name}-{given['site']}"))
+    job = Job.of(variant=name, run=str(run.folder), **given)
+    if detach:
+        launch(job)
+        return say({"run": str(run.folder)}, as_json, f"{run.folder}: started; see it with `sae-lab ps`.")
+    try:
+        for _ in watched(run_job(job), run.name):
+            pass
+    except KeyboardInterrupt:
+        note(
+            f"Stopped with a checkpoint. Go on with: sae-lab train {' '.join(argv)}"
+            + ("" if "--run" in argv else f" --run {run.folder}")
+        )
+        raise
+    return say({"run": str(run.folder), "status": run.status, "evaluation": run.eval}, as_json, _shown(run))
+
+
+def run_evaluate(argv: list[str], as_json: bool) -> None:
+    """`evaluate RUN`: the numbers of a trained SAE on held-out text."""
+    more = {
+        "run": (tyro.conf.Positional[str], field()),
+        "model": (str | None, knob(None, help="the model; None: the one it was trained on")),
+        "tokens": (int, knob(200_000, 1, 10**10, "held-out tokens")),
+        "split": (str, knob("test", choices=("train", "validation", "test"), help="of the text")),
+    }
+    given = parsed(options("EvaluateOptions", doc="Measure a trained SAE on held-out text.", **more), argv, "evaluate")
+    sae = load_sae(given.run)
+    found = evaluate(
+        sae, load_model(given.model or sae.origin.get("model", "tiny")), tokens=given.tokens, split=given.split
+    )
+    say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")
+
+
+def run_runs(argv: list[str], as_json: bool) -> None:
+    runs = find_runs(_folder(argv, "runs"))
+    rows = [{"run": str(r.folder), "variant": r.config.get("sae", {}).get("variant"), **_numbers(r)} for r in runs]
+    say(rows, as_json, _table(rows) or "No runs here. Start one: sae-lab quickstart, or sae-lab train batchtopk.")
+
+
+def run_variants(argv: list[str], as_json: bool) -> None:
+    parsed(options("VariantsOptions", doc="The variants and their papers."), argv, "variants")
+    rows = [{"variant": name, "paper": REGISTRY[name].paper} for name in sorted(REGISTRY)]
+    say(rows, as_json, "\n".join(f"{r['variant']:<18}{r['paper']}" for r in rows))
+
+
+def run_ps(argv: list[str], as_json: bool) -> None:
+    table = ps(_folder(argv, "ps"))
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    say(rows, as_json, table.to_string(index=False) if len(table) else "No runs here.")
+
+
+def steered(verb: str, act: Callable[[str], Any]) -> Callable[[list[str], bool], None]:
+    """pause, resume, stop: one run, by its folder."""
+
+    def command(argv: list[str], as_json: bool) -> None:
+        made = options("RunOptions", doc=f"{verb} a detached run.", run=(tyro.conf.Positional[str], field()))
+        folder = parsed(made, argv, verb).run
+        if not Run(folder).exists:
+            raise FileNotFoundError(f"No run in {folder!r}. `sae-lab runs` lists those there are.")
+        act(folder)
+        say({"run": folder, "status": Run(folder).status}, as_json, repr(Run(folder)))
+
+    return command
+
+
+def _folder(argv: list[str], verb: str) -> str:
+    kind = options("FolderOptions", doc="Runs in a folder.", folder=(tyro.conf.Positional[str], field(default="runs")))
+    return parsed(kind, argv, verb).folder
+
+
+def _numbers(run: Run) -> dict[str, Any]:
+    status, e = run.status, run.eval
+    shown = {name: e[name]["value"] for name in ("fvu", "l0", "ce_recovered", "dead") if name in e}
+    return {"state": status["state"], "step": status["step"], "steps": status["steps"]} | shown
+
+
+def _table(rows: list[dict]) -> str:
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_string(index=False, float_format=lambda v: f"{v:.4g}") if rows else ""
+
+
+def _shown(run: Run) -> str:
+    e = run.eval
+    if not e:
+        return repr(run)
+    rows = [
+        f"{name:<20}{n['value']:>9.4g}  [{n['low']:.4g}, {n['high']:.4g}]" for name, n in e.items() if name != "about"
+    ]
+    return "\n".join([repr(run), *rows])
+
+
+COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
+    "quickstart": run_quickstart,
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "runs": run_runs,
+    "variants": run_variants,
+    "ps": run_ps,
+    "pause": steered("pause", pause),
+    "resume": steered("resume", resume),
+    "stop": steered("stop", stop),
+}

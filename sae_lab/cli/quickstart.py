@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,6 +13,7 @@ from ..evaluation import Evaluation, evaluate
 from ..harvest import activations
 from ..knobs import check, knob
 from ..models import LM, load_model
+from ..plots import curves
 from ..report import Section, Tokens, write_page
 from ..runs import Run, fresh
 from ..saes import SAE, build
@@ -146,7 +146,11 @@ def sections(found: Findings) -> list[Section]:
     about = f"{steering.concept}, latent {steering.latent}, strength x{steering.strength:g} of its typical activation"
     return [
         Section("Numbers", "Held-out text; intervals are 95%, over documents.", (found.evaluation.table,)),
-        Section("Training", "Fraction of variance unexplained, latents per token and dead latents.", (curve(found),)),
+        Section(
+            "Training",
+            "Fraction of variance unexplained, latents per token and dead latents.",
+            (curves(found.run.log),),
+        ),
         Section(
             "What latents mean",
             "The best latent per concept, chosen with its threshold on other text; mean F1 and the best concepts.",
@@ -165,19 +169,13 @@ def sections(found: Findings) -> list[Section]:
     ]
 
 
-def curve(found: Findings) -> Any:
-    from ..plots import curves
-
-    return curves(found.run.log)
-
-
 def marked(shown: Contexts, latent: int) -> tuple[Tokens, ...]:
     top = max((max(c.values) for c in shown[latent]), default=1.0)
     return tuple(Tokens(c.tokens, c.values, top) for c in shown[latent])
 
 
 def written(steering: SteeringExperiment, n: int = 2) -> Iterator[Tokens]:
-    """The first texts of each edit at the chosen strength; the prompt is unshaded, what was written is shaded lightly."""
+    """The first texts of each edit at the chosen strength; what the model wrote is shaded, the prompt is not."""
     for (edit, strength), rows in steering.texts.items():
         if strength in (0.0, steering.strength):
             for prompt, new in rows[:n]:

@@ -8,7 +8,7 @@ from typing import Any
 from ..knobs import knobs
 from .base import REGISTRY, SAE, Batch, Objective, Recipe, register
 
-__all__ = ["REGISTRY", "SAE", "Batch", "Objective", "Recipe", "build", "register"]
+__all__ = ["REGISTRY", "SAE", "Batch", "Objective", "Recipe", "build", "configured", "register", "variant"]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -18,13 +18,21 @@ def build(name: str, **config: Any) -> SAE:
     """`build("topk", d_in=2048, d_sae=16384, k=64)`.
 
     Raises:
+        KeyError, TypeError, ValueError: as `configured`.
+    """
+    settings = configured(name, **config)
+    return variant(name)(settings)
+
+
+def configured(name: str, **config: Any) -> Any:
+    """The settings of a variant, checked, without its weights.
+
+    Raises:
         KeyError: if no variant has this name.
         TypeError: if the variant has no such knob, or one without a default is missing.
         ValueError: if a knob is out of its range.
     """
-    if name not in REGISTRY:
-        raise KeyError(f"No SAE named {name!r}.{_hint(name, REGISTRY)} Known: {', '.join(sorted(REGISTRY))}.")
-    cls = REGISTRY[name]
+    cls = variant(name)
     rows = {row.name: row for row in knobs(cls.Config)}
     for key in config:
         if key not in rows:
@@ -33,7 +41,18 @@ def build(name: str, **config: Any) -> SAE:
     missing = [key for key in missing if not rows[key].optional]
     if missing:
         raise TypeError(f"SAE {name!r} needs {' and '.join(missing)}: build({name!r}, {missing[0]}=...).")
-    return cls(cls.Config(**config))
+    return cls.Config(**config)
+
+
+def variant(name: str) -> type[SAE]:
+    """The class of a variant.
+
+    Raises:
+        KeyError: if no variant has this name.
+    """
+    if name not in REGISTRY:
+        raise KeyError(f"No SAE named {name!r}.{_hint(name, REGISTRY)} Known: {', '.join(sorted(REGISTRY))}.")
+    return REGISTRY[name]
 
 
 def _hint(name: str, known: Any) -> str:
