@@ -32,20 +32,22 @@ def load_model(name: str | Path, device: str | None = None, dtype: Any = None, r
     if remote:
         raise NotImplementedError("remote=True is not part of this release. Leave it out to run the model here.")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = _dtype(dtype, device)
+    if str(name) in EMBEDDED:
+        from sae_lab import tiny
+
+        module, tokenizer = _ask(name, lambda: tiny.load(str(name)))
+        return LM(str(name), module.to(device, None if kind == "auto" else kind), tokenizer)
     source = _source(str(name))
     with _quiet():
         config = _ask(name, lambda: AutoConfig.from_pretrained(source))
         _check_family(name, config)
         tokenizer = _ask(name, lambda: AutoTokenizer.from_pretrained(source))
-        module = _weights(name, source, _dtype(dtype, device))
+        module = _weights(name, source, kind)
     return LM(str(name), module.to(device), tokenizer)
 
 
 def _source(name: str) -> str:
-    if name in EMBEDDED:
-        from sae_lab import tiny
-
-        return str(tiny.folder(name))
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
             raise FileNotFoundError(f"{name} holds no config.json: give the folder of a saved Hugging Face model.")
