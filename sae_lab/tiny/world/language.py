@@ -1,6 +1,7 @@
 """One language's world: lexicon, names, word labels and template sections, read from data/ once."""
 
 import importlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -62,12 +63,13 @@ class World:
         for _, line in lines(f"names.{language}.txt"):
             key, _, names = (part.strip() for part in line.partition("|"))
             self.names[key] = zipf_names(names.split())
+        self.ways, self.phrases = read_synonyms(language)
         self.tables: dict = {}
         self.literals: dict = {}
         self.found: dict = {}
         self.sections: dict = {}
         for file in sorted({f"{language}.txt", *(p.name for p in DATA.glob(f"*.{language}.txt"))}):
-            if not file.startswith(("lexicon.", "names.", "words.")):
+            if not file.startswith(("lexicon.", "names.", "words.", "synonyms.")):
                 self.read_sections(file)
 
     def read_word(self, path: str, rest: str) -> Word:
@@ -102,9 +104,17 @@ class World:
                 continue
             if keys is None:
                 raise TemplateError(f"{place}: a template stands before the first `== register stage` header.")
-            template = Compiler(self, line, place).template()
+            template = Compiler(self, self.vary(line), place).template()
             for key in keys:
                 self.sections.setdefault(key, []).append(template)
+
+    def vary(self, line: str) -> str:
+        """The template with a choice in place of every phrase that synonyms.<language>.txt knows; slots stay as they are."""
+        if not self.phrases:
+            return line
+        parts = re.split(r"(\{[^}]*\}|\[[\w.=]+ )", line)
+        parts[::2] = [self.phrases.sub(lambda m: self.ways[m.group()], part) for part in parts[::2]]
+        return "".join(parts)
 
     def section(self, register: str, plot: str, stage: str):
         """The templates of a stage: the register's own for the plot, else of any register, else of any plot."""
@@ -173,6 +183,19 @@ class World:
     def page(self, draw: Draw, register: str = "", plot: str = "", roles=None) -> Page:
         """An empty page."""
         return Page(self, draw, register, plot, roles)
+
+
+def read_synonyms(language: str):
+    """{phrase: "(way|way)"} and a pattern of all phrases, longest first; None for none."""
+    ways = {}
+    for _, line in lines(f"synonyms.{language}.txt"):
+        phrase, _, several = line.partition(" | ")
+        several = several.split(" / ")
+        ways[phrase] = f"({'|'.join(several)})" if len(several) > 1 else several[0]
+    if not ways:
+        return {}, None
+    longest = sorted(ways, key=len, reverse=True)
+    return ways, re.compile(r"(?<![\w^])(?:" + "|".join(map(re.escape, longest)) + r")(?![\w^])")
 
 
 def inside(path: str, prefix: str) -> bool:
