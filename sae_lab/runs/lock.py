@@ -14,9 +14,10 @@ class RunInUse(RuntimeError):
     """Another process, or another training in this one, writes to this folder."""
 
 
-def me() -> dict[str, Any]:
-    """This process, so that no later one with the same pid is mistaken for it."""
-    return {"pid": os.getpid(), "create_time": psutil.Process().create_time(), "host": platform.node()}
+def whose(pid: int | None = None) -> dict[str, Any]:
+    """This process or that with `pid`, so that no later one with the same pid is mistaken for it."""
+    process = psutil.Process(pid)
+    return {"pid": process.pid, "create_time": process.create_time(), "host": platform.node()}
 
 
 def lives(who: dict[str, Any]) -> bool:
@@ -49,7 +50,7 @@ class Lock:
             self._file.close()
             raise RunInUse(_held(path, who)) from error
         self._file.truncate(0)
-        self._file.write(json.dumps(me()))
+        self._file.write(json.dumps(whose()))
         self._file.flush()
 
     def release(self) -> None:

@@ -10,13 +10,13 @@ checkpoints/ snapshots/ sae/ eval.json report.html lock, and job.json + stderr.t
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .checkpoints import Checkpoints
 from .files import Damaged, read_json, read_lines, replace, room_for, write_json
-from .lock import Lock, lives, me
+from .lock import Lock, lives, whose
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ..saes import SAE
 
 WANTED = ("run", "pause", "stop", "save")
-UNFINISHED = ("starting", "running", "paused")
+MAY_DIFFER = ("cwd", "train.log_every", "train.checkpoint")  # none of them moves a weight
+UNFINISHED = ("starting", "running", "paused", "evaluating")
 
 
 class Run:
@@ -83,14 +84,22 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """State and progress. State: none, starting, running, paused, stopped, done, failed, or lost (killed)."""
+        """State and progress.
+
+        State: none, starting, running, paused, stopped, evaluating, done, failed, or lost (killed).
+        """
         try:
             status = read_json(self.folder / "status.json")
         except FileNotFoundError:
             return {"state": "none", "step": 0, "steps": 0}
-        if status["state"] in UNFINISHED and not self._alive(status):
+        if status["state"] in UNFINISHED and not lives(status):
             status["state"] = "lost"
         return status
+
+    @property
+    def trained(self) -> bool:
+        """Whether the final SAE is there."""
+        return (self.folder / "sae" / "config.json").exists()
 
     @property
     def alive(self) -> bool:
@@ -106,7 +115,7 @@ class Run:
         """
         from .store import read_sae
 
-        if not (self.folder / "sae" / "config.json").exists():
+        if not self.trained:
             status = self.status
             raise FileNotFoundError(
                 f"Run {str(self.folder)!r} has no final SAE: it is {status['state']} at step {status['step']} of "
@@ -177,24 +186,27 @@ class Run:
             self._lock.release()
             self._lock = None
 
-    def describe(self, config: dict[str, Any], file: str = "config.json") -> None:
-        """Writes the immutable `file`, or checks that the one there asks for the same.
+    def describe(
+        self, asked: dict[str, Any], measure: Callable[[], dict] = dict, file: str = "config.json"
+    ) -> dict[str, Any]:
+        """The immutable `file`: what is asked and what `measure` finds, both as they were when the run began.
 
         Raises:
-            ValueError: if it differs; the message names the first difference and the way out.
+            ValueError: if something else was asked then; the message names the first difference and the way out.
         """
-        path, config = self.folder / file, json.loads(json.dumps(config))
+        path, asked = self.folder / file, json.loads(json.dumps(asked))
         if not path.exists():
             with room_for(path):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            return write_json(path, config)
-        for key, here, there in differences(config, read_json(path)):
-            if not key.startswith("environment"):
+            write_json(path, {**asked, **measure()})
+        saved = read_json(path)
+        for key, here, there in differences(asked, {key: saved.get(key) for key in asked}):
+            if not key.startswith(MAY_DIFFER):
                 raise ValueError(
                     f"Run {str(self.folder)!r} was made with {key}={there!r}, not {here!r}. A run's config never "
                     "changes: choose another folder (sae_lab.runs.fresh gives one), or delete this one."
                 )
-        return None
+        return saved
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row to the log. Rows that found no room are kept and tried again with the next one.
@@ -222,10 +234,16 @@ class Run:
             kept = [row for row in self.rows if row["step"] <= step or "fvu" not in row]
             replace(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
-    def beat(self, state: str, **numbers: Any) -> None:
+    def beat(self, state: str, pid: int | None = None, **numbers: Any) -> None:
         """Says how it stands, and that the process lives."""
-        row = {"state": state, **numbers, **me(), "heartbeat": time.time()}
+        row = {"state": state, **numbers, **whose(pid), "heartbeat": time.time()}
         write_json(self.folder / "status.json", row, durable=state not in UNFINISHED)
+
+    def mark(self, state: str, pid: int | None = None, **more: Any) -> None:
+        """A new state of this process, or of that with `pid`; the progress as it was."""
+        status = self.status
+        kept = {key: status[key] for key in ("step", "steps", "tokens", "rate", "eta") if key in status}
+        self.beat(state, pid, **kept, **more)
 
     def write_eval(self, result: dict[str, Any]) -> None:
         write_json(self.folder / "eval.json", result)
@@ -234,9 +252,6 @@ class Run:
         """The file that takes a detached process's error stream, opened to append."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return open(self.folder / "stderr.txt", "ab")
-
-    def _alive(self, status: dict[str, Any]) -> bool:
-        return lives(status) or (status["state"] == "starting" and time.time() - status["heartbeat"] < 60)
 
     def __repr__(self) -> str:
         status = self.status

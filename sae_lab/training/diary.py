@@ -4,6 +4,7 @@ import os
 import platform
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..runs import Checkpoint, Damaged, DiskFull, Run, write_sae
+from ..sources import Source
 from .member import Member
 from .steps import Step
 
@@ -29,11 +31,12 @@ class Diary:
         self.remarks: list[str] = []
         self._signatures: dict[Run, Any] = {}
 
-    def open(self, members: list[Member], described: dict[str, Any], resume: bool) -> None:
+    def open(self, members: list[Member], source: Source, described: dict[str, Any], resume: bool) -> None:
         """Takes the locks and writes the configs, or checks them against those of the run that is there.
 
         Raises:
-            RunInUse, ValueError: without having changed anything.
+            RunInUse: if another training writes there.
+            ValueError: if there is a run of another config.
         """
         for run in self.runs:
             run.acquire()
@@ -42,15 +45,18 @@ class Diary:
                     f"There is a run in {str(run.folder)!r} already, and resume=False would write over it. "
                     "Choose another folder (sae_lab.runs.fresh gives one), or delete this one."
                 )
-        for run, member in zip(self.runs, members):
-            if run.status["state"] in ("stopped", "failed", "lost"):
-                run.control("run")  # a wish of the time before
-            names = [os.path.relpath(other.folder, run.folder) for other in self.runs]
-            dtype = str(member.sae.choose_in).removeprefix("torch.")
-            run.describe(
-                {**described, **about(member), "stream": names, "environment": environment() | {"choose_in": dtype}}
-            )
-            member.choose_in(run.config["environment"]["choose_in"])
+        names = [run.name for run in self.runs]
+        for i, member in enumerate(members):
+            measure = partial(measured, member, source)
+            if self.runs:
+                run = self.runs[i]
+                if run.status["state"] in ("stopped", "failed", "lost"):
+                    run.control("run")  # a wish of the time before
+                config = run.describe(described | about(member) | {"stream": names}, measure)
+            else:
+                config = measure()
+            member.scale = config["scale"]
+            member.choose_in(config["choose_in"])
         self.opened = True
 
     def close(self) -> None:
@@ -59,9 +65,10 @@ class Diary:
 
     @property
     def done(self) -> bool:
-        return bool(self.runs) and all(run.status["state"] == "done" for run in self.runs)
+        """Whether the final SAEs are all there."""
+        return bool(self.runs) and all(run.trained for run in self.runs)
 
-    def resume(self, members: list[Member], source: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def resume(self, members: list[Member], source: Source) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """(state, generators) of the newest step at which every run has a whole checkpoint, the rest put back.
 
         ({}, {}) if there is none.
@@ -91,7 +98,7 @@ class Diary:
         self.remark(f"resumed at step {step:,}" + (f"; bits may differ: {'; '.join(changed)}" if changed else ""))
         return state, points[0].files["rng"]
 
-    def save(self, index: int, members: list[Member], source: Any, state: dict[str, Any], rng: dict) -> None:
+    def save(self, index: int, members: list[Member], source: Source, state: dict[str, Any], rng: dict) -> None:
         """Checkpoints every SAE at this step, then drops the oldest. A full disk is remarked on, and nothing lost."""
         if not self.runs or self.saved == index:
             return
@@ -202,14 +209,14 @@ class Diary:
 
 
 def about(member: Member) -> dict[str, Any]:
-    """Which SAE this is and in which units it was trained."""
-    return {
-        "variant": member.sae.name,
-        "sae": asdict(member.asked),
-        "site": member.site,
-        "scale": member.scale,
-        "lr": member.peak,
-    }
+    """Which SAE this is, of which site."""
+    return {"variant": member.sae.name, "sae": asdict(member.asked), "site": member.site, "lr": member.peak}
+
+
+def measured(member: Member, source: Source) -> dict[str, Any]:
+    """What a run measures once, and holds to the end."""
+    dtype = str(member.sae.choose_in).removeprefix("torch.")
+    return {"scale": member.measured_scale(source), "choose_in": dtype, "environment": environment()}
 
 
 def environment() -> dict[str, Any]:

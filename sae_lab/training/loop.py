@@ -19,6 +19,7 @@ import torch
 
 from ..saes import SAE, Batch, Objective
 from ..shapes import Rows
+from ..sources import Source
 from .config import TrainConfig, configured
 from .diary import Diary, folders
 from .member import Member
@@ -30,7 +31,7 @@ SAMPLE = 4096  # activations that an SAE sees before its first step, where it as
 
 def train(
     saes: SAE | Sequence[SAE] | Mapping[str, SAE | Sequence[SAE]],
-    source: Any,
+    source: Source,
     tokens: int | None = None,
     *,
     run: str | Path | Sequence[str | Path] | None = None,
@@ -53,7 +54,7 @@ def train(
         FloatingPointError: if a loss is no longer finite.
     """
     config = configured(config, **knobs, **({} if tokens is None else {"tokens": tokens}))
-    members = [Member(sae, site, source.statistics(site), config) for site, sae in placed(saes, source)]
+    members = [Member(sae, site, config) for site, sae in placed(saes, source)]
     for member in members:
         if "peers" in member.sae.needs:
             member.peers = tuple(m.sae for m in members if m is not member and m.site == member.site)
@@ -67,7 +68,7 @@ def train(
 class _Training:
     """The state of one loop."""
 
-    def __init__(self, members: list[Member], source: Any, config: TrainConfig, diary: Diary):
+    def __init__(self, members: list[Member], source: Source, config: TrainConfig, diary: Diary):
         self.members, self.source, self.config, self.diary = members, source, config, diary
         self.learning = [member for member in members if member.adam]
         self.steps = config.steps if self.learning else 0
@@ -80,7 +81,7 @@ class _Training:
 
     def run(self, described: dict[str, Any], resume: bool) -> Iterator[Step]:
         try:
-            self.diary.open(self.members, described, resume)
+            self.diary.open(self.members, self.source, described, resume)
             yield from self._already_done() if self.diary.done else self._all_steps()
         except (GeneratorExit, KeyboardInterrupt):
             self._save()
@@ -234,7 +235,7 @@ class _Training:
         return Step(self.index, self.steps, tokens, self.rate, self.measured, self.records)
 
 
-def placed(saes: Any, source: Any) -> list[tuple[str, SAE]]:
+def placed(saes: Any, source: Source) -> list[tuple[str, SAE]]:
     """(site, SAE) for each SAE.
 
     Raises:
@@ -253,6 +254,9 @@ def placed(saes: Any, source: Any) -> list[tuple[str, SAE]]:
             raise ValueError(
                 f"The source does not serve site {site!r}, only {', '.join(sites)}. Build it with that site."
             )
+        missing = sae.needs - {"peers"} - set(getattr(source, "needs", ()))
+        if missing:
+            raise ValueError(f"{sae.name} needs {', '.join(missing)}: activations(..., needs={sorted(missing)}).")
         if sae.cfg.d_in != source.d_in(site):
             raise ValueError(
                 f"{sae.name} has d_in={sae.cfg.d_in}, but {site} is {source.d_in(site)} wide: build it so."

@@ -3,13 +3,13 @@
 import copy
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..saes import SAE, Batch, Objective
 from ..shapes import LatentMask
+from ..sources import Rows, Source, Statistics
 from ..sparse import Adam
 from .config import TrainConfig
 
@@ -17,9 +17,9 @@ from .config import TrainConfig
 class Member:
     """An SAE on its way: it eats `x * scale` until `release` folds the scale into its weights."""
 
-    def __init__(self, sae: SAE, site: str, statistics: Any, config: TrainConfig):
+    def __init__(self, sae: SAE, site: str, config: TrainConfig):
         self.sae, self.site, self.config, self.recipe, self.asked = sae, site, config, sae.recipe, sae.cfg
-        self.scale = input_scale(config.scaling or self.recipe.scaling, statistics, sae.cfg.d_in)
+        self.scale = 1.0
         self.peak = config.lr or self.recipe.lr_for(sae.cfg.d_sae)
         self.peers: tuple[SAE, ...] = ()
         self.silent = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_dec.device)
@@ -30,6 +30,10 @@ class Member:
             named = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
             self.adam = Adam(named, self.peak, self.recipe.betas, self.recipe.eps, unit)
 
+    def measured_scale(self, source: Source) -> float:
+        """What multiplies the activations of the source; it is measured once in a run."""
+        return input_scale(self.config.scaling or self.recipe.scaling, source.statistics(self.site), self.sae.cfg.d_in)
+
     def choose_in(self, dtype: str) -> None:
         """Holds the precision to choose in for the whole run, also where "auto" would now measure another."""
         self.sae.cfg = replace(self.asked, choose_in=dtype)
@@ -39,20 +43,18 @@ class Member:
         """Latents silent for longer than the run allows."""
         return self.silent >= self.config.silence
 
-    def batch(self, rows: Any, progress: float) -> Batch:
+    def batch(self, rows: Rows, progress: float) -> Batch:
         """The rows as this SAE sees them: scaled, on its device, with what it needs."""
         x = self.scaled(rows.x)
         target = x if rows.target is rows.x else self.scaled(rows.target)
-        grad, kl = rows.grad, getattr(rows, "patched_kl", None)
         return Batch(
             x=x,
             target=target,
             dead=self.dead,
             progress=progress,
-            grad=None if grad is None else grad.to(x) / self.scale,
+            grad=None if rows.grad is None else rows.grad.to(x) / self.scale,
             doc=rows.doc,
             position=rows.position,
-            patched_kl=None if kl is None else lambda x_hat: kl(x_hat / self.scale),
             peers=self.peers,
         )
 
@@ -116,7 +118,7 @@ class Member:
         return sae
 
 
-def input_scale(scaling: str, statistics: Any, d_in: int) -> float:
+def input_scale(scaling: str, statistics: Statistics, d_in: int) -> float:
     """What multiplies x: to unit mean square ("unit_ms"), to a mean norm of sqrt(d_in) ("sqrt_d"), or 1 ("none")."""
     if scaling == "none":
         return 1.0

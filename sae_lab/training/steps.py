@@ -73,7 +73,7 @@ def measure(member: Member, batch: Batch, out: Objective, index: int) -> Record:
         variant=member.sae.name,
         terms={name: term.item() for name, term in out.terms.items()},
         fvu=(error / spread).item(),
-        l0=out.z.l0,
+        l0=float(out.z.l0),
         dead=int(batch.dead.sum()),
         lr=member.lr(index) if member.adam else 0.0,
     )

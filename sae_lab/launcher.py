@@ -1,0 +1,281 @@
+"""Training in a process of its own, which outlives the notebook and is steered by files in its run folder.
+
+    run = launch(variant="batchtopk", site="L2R", k=32, tokens=10_000_000)
+    run.log; run.pause(); run.resume(); run.stop(); run.wait().sae
+
+`python -m sae_lab.launcher FOLDER` is what the process runs: the job.json of that folder.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .knobs import check, knob
+from .runs import Run, RunInUse, find_runs, fresh
+from .training import Step, TrainConfig, train
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_children: list[subprocess.Popen] = []  # of this process, so that each is reaped when it ends
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train on what: all that a detached process needs to know."""
+
+    variant: str = knob("batchtopk", help="which SAE")
+    model: str = knob("tiny", help="the model: tiny, a folder or a hub name; planted: made-up activations, no model")
+    site: str = knob("L2R", help="where in it: L2R is the residual stream after layer 2")
+    text: str = knob("world", help="what it reads: world, a file, or a dataset's name")
+    device: str | None = knob(None, help="where to compute; None: a GPU if there is one")
+    dtype: str | None = knob(None, help="precision of the model; None: as it is stored, float32 on a CPU")
+    context: int | None = knob(None, 8, 2**20, "tokens the model reads at once; None: what suits it")
+    seed: int = knob(0, 0, 2**31 - 1, "seed of the SAE")
+    text_seed: int = knob(0, 0, 2**31 - 1, "seed of the stream of text")
+    run: str | None = knob(None, help="run folder; None: a free name in runs/")
+    evaluation: int = knob(200_000, 0, 10**10, "held-out tokens to measure the SAE on at the end; 0: none")
+    sae: dict = field(default_factory=dict, metadata={"help": "the variant's own knobs: d_sae, k ..."})
+    train: TrainConfig = field(default_factory=TrainConfig, metadata={"help": "the knobs of the training"})
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def of(cls, **knobs: Any) -> "Job":
+        """A job from knobs of its own, of TrainConfig and of the variant, told apart by their names."""
+        own = {f.name for f in fields(cls)} - {"sae", "train"}
+        loop = {f.name for f in fields(TrainConfig)} - {"seed"}
+        seed = knobs.get("seed", 0)
+        return cls(
+            sae={key: value for key, value in knobs.items() if key not in own | loop},
+            train=TrainConfig(seed=seed, **{key: value for key, value in knobs.items() if key in loop}),
+            **{key: value for key, value in knobs.items() if key in own},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Job":
+        return cls(**{**saved, "train": TrainConfig(**saved["train"])})
+
+
+def run_job(job: Job) -> Iterator[Step]:
+    """Trains what a job describes, step by step, and measures it at the end: into eval.json of its run.
+
+    A run that was cut short goes on where its newest checkpoint stands.
+
+    Raises:
+        ValueError, KeyError, TypeError, FileNotFoundError: for what a job can ask wrongly; the message says what.
+    """
+    from .evaluation import evaluate
+    from .saes import build
+
+    run = Run(job.run or fresh(f"runs/{job.variant}-{job.site}"))
+    lm, source = _stream(job)
+    sae = build(job.variant, d_in=source.d_in(job.site), seed=job.seed, **job.sae)
+    yield from train(sae.to(lm.device) if lm else sae, source, run=run.folder, config=job.train)
+    if lm and job.evaluation and run.trained and not run.eval:
+        run.mark("evaluating")
+        try:
+            run.write_eval(evaluate(sae, lm, tokens=job.evaluation).to_json())
+        finally:
+            run.mark("done")
+
+
+def _stream(job: Job) -> tuple[Any, Any]:
+    """(model, source of activations) of a job; no model for planted ones."""
+    if job.model == "planted":
+        from .toys import Planted
+
+        return None, Planted(site=job.site, seed=job.text_seed)
+    from .harvest import activations
+    from .models import load_model
+
+    lm = load_model(job.model, device=job.device, dtype=job.dtype)
+    return lm, activations(lm, job.site, text=job.text, seed=job.text_seed, context=job.context)
+
+
+class Launched(Run):
+    """A run with a process of its own. `run.log`, `run.status`, `run.sae`, `run.eval` read what it writes."""
+
+    @property
+    def run(self) -> Run:
+        """The folder alone."""
+        return Run(self.folder)
+
+    def wait(self, timeout: float | None = None) -> "Launched":
+        """This run, once its process has ended.
+
+        Raises:
+            TimeoutError: if it has not after `timeout` seconds; it goes on.
+            RuntimeError: if it failed or was killed; with the end of what it wrote to its error stream.
+        """
+        if not self._until(lambda state: not self.alive, timeout):
+            raise TimeoutError(f"{self!r} is still going after {timeout} s. Wait longer, or look at .log and .errors.")
+        status = self.status
+        if status["state"] in ("failed", "lost"):
+            said = status.get("error") or self.errors[-2000:] or "no word from it: killed, or the machine went down"
+            raise RuntimeError(f"Run {str(self.folder)!r} {status['state']} at step {status['step']}: {said}")
+        return self
+
+    def pause(self, timeout: float = 60.0) -> "Launched":
+        """Checkpoints and waits after the step in progress; the process stays.
+
+        Raises:
+            RuntimeError: if no process is at work.
+            TimeoutError: if it has not paused after `timeout` seconds; it still will.
+        """
+        self._must_live("pause")
+        self.control("pause")
+        if not self._until(lambda state: state == "paused" or not self.alive, timeout):
+            raise TimeoutError(f"{self!r} has not paused after {timeout} s; it will after the step in progress.")
+        return self
+
+    def resume(self) -> "Launched":
+        """Lets a paused process go on, or starts a new one from the newest checkpoint of a run that has ended.
+
+        Raises:
+            ValueError: if the run was not launched, so that nobody knows its job.
+        """
+        if self.alive:
+            self.control("run")
+        else:
+            _start(self)
+        return self
+
+    def stop(self, timeout: float = 60.0) -> "Launched":
+        """Checkpoints after the step in progress and ends the process; `resume` goes on later.
+
+        Raises:
+            TimeoutError: if it has not ended after `timeout` seconds; it still will.
+        """
+        if self.alive:
+            self.control("stop")
+        if not self._until(lambda state: not self.alive, timeout):
+            raise TimeoutError(f"{self!r} has not stopped after {timeout} s; it will after the step in progress.")
+        return self
+
+    def _must_live(self, verb: str) -> None:
+        if not self.alive:
+            raise RuntimeError(
+                f"Cannot {verb} {str(self.folder)!r}: no process is at work, it is {self.status['state']}."
+            )
+
+    def _until(self, holds: Any, timeout: float | None) -> bool:
+        """Whether `holds(state)` came true in time."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not holds(self.status["state"]):
+            if end is not None and time.monotonic() > end:
+                return False
+            for child in _children:
+                child.poll()
+            time.sleep(0.05)
+        return True
+
+
+def launch(job: Job | None = None, **knobs: Any) -> Launched:
+    """Starts a training in a process of its own, or goes on with the one that the folder holds, and returns at once.
+
+    The knobs are those of Job, of TrainConfig and of the variant: launch(variant="topk", site="L3R", k=32, lr=1e-3).
+
+    Raises:
+        ValueError, TypeError, KeyError: for what a job can ask wrongly.
+        RunInUse: if a process is at work in that folder.
+    """
+    from .saes import configured
+
+    job = job or Job.of(**knobs)
+    configured(job.variant, **{"d_in": job.sae.get("d_sae", 16) // 2 or 1, **job.sae})  # d_in is the model's to say
+    run = Launched(Path(job.run or fresh(f"runs/{job.variant}-{job.site}")).absolute())
+    if run.alive:
+        raise RunInUse(
+            f"{run!r} is at work already. Attach to it with Launched({str(run.folder)!r}), or choose another."
+        )
+    run.describe({**job.to_json(), "run": str(run.folder), "cwd": os.getcwd()}, file="job.json")
+    return _start(run)
+
+
+def ps(folder: str | Path = "runs") -> "pd.DataFrame":
+    """The runs in a folder: state, progress, tokens per second, seconds left, last FVU and L0, process."""
+    import pandas as pd
+
+    rows = []
+    for run in find_runs(folder):
+        status, log = run.status, [row for row in run.rows if "fvu" in row]
+        last = log[-1] if log else {}
+        rows.append(
+            {
+                "run": str(run.folder),
+                **{key: status.get(key) for key in ("state", "step", "steps", "rate", "eta")},
+                **{key: last.get(key) for key in ("fvu", "l0", "dead")},
+                "pid": status.get("pid") if run.alive else None,
+            }
+        )
+    columns = ["run", "state", "step", "steps", "rate", "eta", "fvu", "l0", "dead", "pid"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def pause(folder: str | Path) -> Launched:
+    """`Launched(folder).pause()`."""
+    return Launched(folder).pause()
+
+
+def resume(folder: str | Path) -> Launched:
+    """`Launched(folder).resume()`."""
+    return Launched(folder).resume()
+
+
+def stop(folder: str | Path) -> Launched:
+    """`Launched(folder).stop()`."""
+    return Launched(folder).stop()
+
+
+def _start(run: Launched) -> Launched:
+    """Starts the process of a run: a new interpreter in a session of its own, never a fork of this one."""
+    job = run.job
+    if not job:
+        raise ValueError(f"{run!r} was not launched: call train(..., run={str(run.folder)!r}) again to go on with it.")
+    run.control("run")
+    command = [sys.executable, "-m", "sae_lab.launcher", str(run.folder.absolute())]
+    with run.open_errors() as errors:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            cwd=job["cwd"],
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    run.mark("starting", child.pid)
+    _children.append(child)
+    return run
+
+
+def main(folder: str) -> None:
+    """The detached process: the job of one folder."""
+    run = Run(folder)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted notebook is no reason to stop
+    signal.signal(signal.SIGTERM, lambda *_: run.control("stop"))
+    run.mark("starting")
+    job = {key: value for key, value in run.job.items() if key != "cwd"}
+    try:
+        for _ in run_job(Job.from_json(job)):
+            pass
+    except RunInUse:
+        raise
+    except BaseException as error:
+        run.mark("failed", error=f"{type(error).__name__}: {error}")
+        raise
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
