@@ -10,7 +10,7 @@ TAGGED = re.compile(r"([^\s^\"“„«¿¡(]+)\^(\w+(?:\.\w+)+(?:\^\w+(?:\.\w+)+
 PLAIN = re.compile(r"[^\\{}()\[\]|]+")
 
 
-MAYBE = 0.4  # how often `adj?` gives an adjective
+MAYBE = 0.5  # how often `adj?` gives an adjective
 
 
 class TemplateError(ValueError):
