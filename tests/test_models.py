@@ -316,7 +316,7 @@ def test_edits_act_together_and_a_strength_may_look_at_the_activation(llama, mon
         "transcoder": (Edit("L1TC", v, lambda x: x @ v), {"L1TC": lambda x: mlp(x) + (x @ v)[..., None] * v}),
         "later": (Edit("L0R", v, 9.0, prompt=False), {"L0R": lambda x: x}),
     }
-    layer = llama.module.model.layers[1]
+    layer = AutoModelForCausalLM.from_pretrained(llama.name).model.layers[1].requires_grad_(False)
     mlp = lambda x: layer.mlp(x * layer.post_attention_layernorm.weight)  # noqa: E731
     seen, step = [], llama.step
     monkeypatch.setattr(llama, "step", lambda *a: seen.append(step(*a)) or seen[-1])
