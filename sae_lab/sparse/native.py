@@ -49,6 +49,8 @@ def transpose(start: Tensor, latent: Tensor, d_sae: int) -> tuple[Tensor, Tensor
 
 def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The latents of each token's k largest positive scores, ascending, and how many each token has."""
+    if score.numel() and not (score[0].sum() + score[:, 0].sum()).isfinite():  # a NaN in x fills a row, in W a column
+        score = torch.where(score.isnan(), torch.nan, score)  # as integers, negative NaNs would be small
     tok, d_sae = score.shape
     lanes = min(max(64, 1 << (8 * k - 1).bit_length()), d_sae)
     out, count = torch.empty(tok, k, dtype=torch.int32), torch.empty(tok, dtype=torch.long)
