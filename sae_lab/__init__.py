@@ -15,6 +15,7 @@ _ROOM = {
     "build": "saes",
     "train": "training",
     "evaluate": "evaluation",
+    "recover": "concepts",
     "contexts": "windows",
     "steer": "steering",
     "launch": "launcher",
@@ -23,10 +24,13 @@ _ROOM = {
     "Run": "runs",
     "world": "tiny",
 }
-__all__ = sorted(_ROOM)
+_ROOMS = ("plots", "runs", "saes", "steering", "toys")  # rooms that a notebook reaches by name: sl.plots
+__all__ = sorted([*_ROOM, *_ROOMS])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name not in _ROOM:
         raise AttributeError(f"sae_lab has no {name!r}. It has: {', '.join(__all__)}.")
     if name == "world":

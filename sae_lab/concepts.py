@@ -51,6 +51,11 @@ class Concepts:
             table[name] = self.recoveries[name].table["f1"]
         return table.sort_values("latents", ascending=False, ignore_index=True)
 
+    @property
+    def named(self) -> pd.DataFrame:
+        """The table's word concepts with at least 50 held-out positives."""
+        return self.table.query(f"kind == 'word' and positives >= {POSITIVES}")
+
     def mean(self, units: str = "latents", kind: str = "word") -> Estimate:
         """Mean F1 over the concepts of a kind with at least 50 held-out positives."""
         recovery = self.recoveries[units]

@@ -163,6 +163,22 @@ def experiment(
     return SteeringExperiment(concept, latent, control, strength, pd.DataFrame(rows), texts, about)
 
 
+def target(named: pd.DataFrame) -> Any:
+    """The row of the best-recovered concept of meaning that `world.recognise` can read off text.
+
+    Args:
+        named: `Concepts.named`: columns concept, latent, latents (F1), best first.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    readable = set(world.recognisable())
+    for row in named.itertuples():
+        if row.concept in readable and row.concept.split(".")[0] in ("entity", "attribute", "sentiment"):
+            return row
+    raise ValueError("No recovered concept can be read off text: train on more tokens.")
+
+
 def write(
     lm: LM, prompts: list[str], edits: dict[tuple[str, float], Edit | None], at_once: int = 64, **writing: Any
 ) -> dict[tuple[str, float], list[tuple[str, str]]]:

@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
-from ..concepts import POSITIVES, Concepts, recover
+from ..concepts import Concepts, recover
 from ..evaluation import Evaluation, evaluate
 from ..harvest import activations
 from ..knobs import check, knob
@@ -17,8 +15,7 @@ from ..plots import curves
 from ..report import Section, Tokens, write_page
 from ..runs import Run, fresh
 from ..saes import SAE, build
-from ..steering import SteeringExperiment, experiment
-from ..tiny import world
+from ..steering import SteeringExperiment, experiment, target
 from ..training import train
 from ..windows import Contexts, contexts
 from .progress import note, watched
@@ -87,11 +84,11 @@ def quickstart(options: Quickstart) -> Findings:
     with watch("concepts"):
         concepts = recover(sae, lm)
         note(repr(concepts))
-        best = named(concepts).head(SHOWN)
+        best = concepts.named.head(SHOWN)
         shown = contexts(sae, lm, list(dict.fromkeys(best.latent)), n=3)
     with watch("steer"):
-        target = steering_target(concepts)
-        steering = experiment(sae, lm, int(target.latent), target.concept)
+        aim = target(concepts.named)
+        steering = experiment(sae, lm, int(aim.latent), aim.concept)
         note(repr(steering))
     found = Findings(run, sae, evaluation, concepts, steering, shown, watch.seconds)
     with watch("report"):
@@ -113,25 +110,6 @@ class Watch:
         self.seconds[part] = round(time.perf_counter() - start, 2)
 
 
-def named(concepts: Concepts) -> pd.DataFrame:
-    """Word concepts with enough held-out positives, the best recovered first."""
-    table = concepts.table
-    return table[(table.kind == "word") & (table.positives >= POSITIVES)]
-
-
-def steering_target(concepts: Concepts) -> Any:
-    """The best-recovered concept of meaning that `recognise` can read off text.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    readable = set(world.recognisable())
-    for row in named(concepts).itertuples():
-        if row.concept in readable and row.concept.split(".")[0] in ("entity", "attribute", "sentiment"):
-            return row
-    raise ValueError("No recovered concept can be read off text: train on more tokens.")
-
-
 def subtitle(found: Findings, lm: LM) -> str:
     c, a = found.sae.cfg, found.evaluation.about
     return (
@@ -142,7 +120,7 @@ def subtitle(found: Findings, lm: LM) -> str:
 
 def sections(found: Findings) -> list[Section]:
     """The report, from training curves to steered texts."""
-    best, steering = named(found.concepts).head(SHOWN), found.steering
+    best, steering = found.concepts.named.head(SHOWN), found.steering
     about = f"{steering.concept}, latent {steering.latent}, strength x{steering.strength:g} of its typical activation"
     return [
         Section("Numbers", "Held-out text; intervals are 95%, over documents.", (found.evaluation.table,)),
