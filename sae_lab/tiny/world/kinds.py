@@ -63,7 +63,7 @@ def people(page: Page, roles: str, **classes: str):
 
 
 # --- recipes ---------------------------------------------------------------------------------------
-SOUP = union("entity.food.vegetable", "potato carrot onion tomato leek bean cabbage pumpkin mushroom turnip")
+SOUP = union("entity.food.vegetable", "potato carrot onion tomato leek mushroom turnip parsnip courgette")
 RAW = union("entity.food.vegetable", "tomato cucumber carrot radish pepper")
 FRIED = union("entity.food.vegetable", "mushroom tomato potato onion pepper leek")
 BAKED = union("entity.food.fruit", "apple pear plum cherry apricot peach raspberry")
@@ -83,7 +83,7 @@ RECIPES = {  # plot: (roles, stages)
 DISHES = Table(list(RECIPES), [1 / (rank + 3) for rank in range(len(RECIPES))])
 
 
-@kind("recipe", weight=6, topic="topic.kitchen")
+@kind("recipe", weight=5, topic="topic.kitchen")
 def recipe(page: Page):
     """A dish whose vegetables or fruit suit it; its steps in one paragraph or numbered."""
     page.plot = page.draw.table(DISHES)
@@ -101,6 +101,9 @@ def recipe(page: Page):
         else:
             page.put(" " if step > 1 else "")
             page.stage(stage)
+    if page.draw.chance(0.7):
+        page.put("\n" if numbered else " ")
+        page.stage("tip")
 
 
 # --- weather ---------------------------------------------------------------------------------------
@@ -116,7 +119,7 @@ def degrees(page: Page, low: int, high: int) -> int:
     return page.draw.pick([t for t in range(low, high + 1) if abs(t) != 1])
 
 
-@kind("weather_report", weight=5, languages=("en", "fr", "de", "es"), topic="topic.weather")
+@kind("weather_report", weight=6, languages=("en", "fr", "de", "es"), topic="topic.weather")
 def weather_report(page: Page):
     """A day's weather; temperatures, sky and advice fit the season."""
     month = page.noun("entity.time.month")
@@ -176,7 +179,7 @@ def example_stage(word: Word) -> str:
     return {"animal": "animal", "food": "food", "place": "place"}.get(kind_, "thing")
 
 
-@kind("dictionary", weight=4, topic="topic.words")
+@kind("dictionary", weight=5, topic="topic.words")
 def dictionary(page: Page):
     """A few words with their meaning and an example each: a dictionary's entries or an ABC."""
     people(page, "HF", X="entity.object.furniture", L="entity.place.outdoor")
@@ -230,7 +233,7 @@ def rhymes(world) -> Table:
 FAR = ("entity.place", "entity.person", "entity.nature.tree", "entity.nature.star", "entity.plant")
 
 
-@kind("couplet", weight=3, topic="topic.rhyme")
+@kind("couplet", weight=4, topic="topic.rhyme")
 def couplet(page: Page):
     """Two or three couplets with true rhymes."""
     people(page, "HF")
@@ -295,13 +298,15 @@ def name_of(page: Page, key: str) -> Chunk:
 LONG = 1500  # characters from which a lesson ends
 
 
-@kind("lesson", weight=5, topic="topic.school")
+@kind("lesson", weight=2.5, topic="topic.school")
 def lesson(page: Page):
     """A school lesson of 400 tokens or more: words, facts, questions, sums and a break."""
     seats = union("entity.object.furniture", "table chair bench shelf cupboard chest")
     people(page, "HFKM", X=seats, L="entity.place.outdoor", D="entity", D2="entity")
     page.entity("H").word = next(w for w in page.world.words if w.path == "entity.person.trade.teacher")
     page.values["town"] = name_of(page, "place")
+    day = page.noun(union("entity.time.day", "monday friday tuesday wednesday thursday"))
+    page.values["day"] = chunk([(day.forms[0], (day.path,))])
     page.stage("title")
     page.put("\n")
     page.stage("open")
@@ -342,6 +347,8 @@ def talk(page: Page, word: Word):
     page.bind("it", it, "pos.pronoun")
     page.bind("It", it.capitalize(), "pos.pronoun")
     page.bind("What", what, "pos.pronoun")
-    for stage in ("show", "facts", "recall"):
-        page.stage(stage)
-        page.put(" " if stage != "recall" else "")
+    page.plot = example_stage(word)
+    for stage in ("show", "facts", "aside", "recall"):
+        if stage != "recall" or page.draw.chance(0.5):
+            page.put("" if stage == "show" else " ")
+            page.stage(stage)
