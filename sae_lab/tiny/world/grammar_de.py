@@ -6,6 +6,8 @@ gender, then the ending of the n-declension (`Hase n`, `Bär en`) or an irregula
 (`@auf`, default in) and `f=` the word for a woman.
 """
 
+from typing import ClassVar
+
 from .engine import Word
 
 NOMINATIVE, ACCUSATIVE, DATIVE, GENITIVE = CASES = ("nom", "acc", "dat", "gen")
@@ -51,7 +53,7 @@ def adjective_stem(stem: str) -> str:
     """The stem that endings are put on: dunkel -> dunkl, teuer -> teur, sauer -> saur, hoch -> hoh, müde -> müd."""
     if stem == "hoch":
         return "hoh"
-    if stem.endswith("el") or stem.endswith(("auer", "euer")):
+    if stem.endswith(("el", "auer", "euer")):
         return stem[:-2] + stem[-1]
     return stem[:-1] if stem.endswith("e") else stem
 
@@ -112,18 +114,18 @@ def possessed(name: str) -> str:
 
 
 class Grammar:
-    """German. `{L wo}` and `{L wohin}` are where and whereto, with the preposition that the lexicon gives the place (@auf)."""
+    """German. `{L wo}`, `{L wohin}` and `{L woher}` take the preposition that the lexicon gives the place (@auf)."""
 
     language = "de"
-    dets = frozenset("a the this my your his our their no some".split())
-    preps = frozenset((*TAKES_DATIVE, "wo", "wohin"))
+    dets = frozenset(("a", "the", "this", "my", "your", "his", "our", "their", "no", "some"))
+    preps = frozenset((*TAKES_DATIVE, "wo", "wohin", "woher"))
     cases = frozenset(CASES)
-    pronouns = {
+    pronouns: ClassVar[dict] = {
         "er": {"m": "er", "f": "sie", "n": "es"},
         "ihn": {"m": "ihn", "f": "sie", "n": "es"},
         "ihm": {"m": "ihm", "f": "ihr", "n": "ihm"},
     }
-    first: dict = {}
+    first: ClassVar[dict] = {"nom": "ich", "acc": "mich", "dat": "mir", "er": "ich", "ihn": "mich", "ihm": "mir"}
 
     def __init__(self):
         self.women: dict = {}
@@ -166,12 +168,12 @@ class Grammar:
         return [*self.opening(prep, article), *out]
 
     def governed(self, spec, noun):
-        """Preposition, case and determiner word of a slot; a preposition takes the dative and `the` unless told otherwise."""
+        """Preposition, case and determiner flag of a slot; a preposition takes the dative and `the` unless told otherwise."""
         prep, case = spec.prep, spec.case
-        if prep in ("wo", "wohin"):
+        if prep in ("wo", "wohin", "woher"):
             own = next((e[1:] for e in noun.extra if e.startswith("@")), "in")
-            whereto = prep == "wohin"
-            prep, case = ("zu", DATIVE) if whereto and own == "an" else (own, ACCUSATIVE if whereto else DATIVE)
+            case = ACCUSATIVE if prep == "wohin" and own != "an" else DATIVE
+            prep = {"wo": own, "wohin": "zu" if own == "an" else own, "woher": "aus" if own == "in" else "von"}[prep]
         det = "the" if prep and not spec.det else spec.det
         return prep, case or (DATIVE if prep else NOMINATIVE), det
 
