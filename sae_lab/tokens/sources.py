@@ -173,7 +173,7 @@ def read(path: Path, column: str | None = None) -> list[str]:
 
 
 def _jsonl(path: Path, column: str | None) -> list[str]:
-    found = []
+    found, key = [], None
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -183,7 +183,12 @@ def _jsonl(path: Path, column: str | None) -> list[str]:
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number} is not JSON ({error.msg}): one JSON value a line.") from error
             if isinstance(row, dict):
-                row = row[column or _column(path, {k: isinstance(v, str) for k, v in row.items()}, column)]
+                key = key or _column(path, {k: isinstance(v, str) for k, v in row.items()}, column)
+                row = row.get(key)
+            if not isinstance(row, str):
+                raise ValueError(
+                    f"{path}, line {number} has no text{f' under {key!r}' if key else ''}: one text a line."
+                )
             found.append(row)
     return found
 
