@@ -1,6 +1,6 @@
 """Spanish: two genders, al and del, el agua, adjectives after their noun, y and o before the sounds i and o.
 
-The preps are `a` and `de`, which fuse with `el`, and the conjunctions `y` (e) and `o` (u).
+The preps are `al` (the preposition a) and `de`, which fuse with `el`, and the conjunctions `y` (e) and `o` (u).
 """
 
 from types import MappingProxyType
@@ -9,7 +9,7 @@ from .engine import Word
 from .labels import ACCENTS
 
 THE = {"m": "el", "f": "la", "mp": "los", "fp": "las"}
-FUSED = {("a", "el"): "al", ("de", "el"): "del"}
+FUSED = {("al", "el"): "al", ("de", "el"): "del"}
 DETS = {  # m f mp fp
     "a": ("un", "una", "unos", "unas"),
     "some": ("un", "una", "algunos", "algunas"),
@@ -31,7 +31,7 @@ def particle(prep: str, following: str) -> tuple:
         return ("e" if sounds_i else "y", ("pos.conjunction",))
     if prep == "o":
         return ("u" if plain.startswith(("o", "ho")) else "o", ("pos.conjunction",))
-    return (prep, ("pos.preposition",))
+    return ("a" if prep == "al" else prep, ("pos.preposition",))
 
 
 class Grammar:
@@ -39,7 +39,7 @@ class Grammar:
 
     language = "es"
     dets = frozenset(("the", *DETS))
-    preps = frozenset(["a", "de", "y", "o"])
+    preps = frozenset(["al", "de", "y", "o"])
     cases: frozenset = frozenset()
     pronouns = MappingProxyType(
         {
@@ -48,6 +48,10 @@ class Grammar:
         }
     )
     first = MappingProxyType({"nom": "yo", "he": "yo"})
+
+    def origin(self, place):
+        """What stands before the place that somebody comes from."""
+        return "de "
 
     def sex(self, noun):
         """A named animal's sex follows its noun: la tortuga is ella."""

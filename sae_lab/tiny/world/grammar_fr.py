@@ -12,7 +12,7 @@ from .engine import Word
 from .labels import ACCENTS
 
 SILENT_H = frozenset(
-    ("huile", "hiver", "horloge", "horloger", "horlogère", "herbe", "heure", "heureux", "heureuse", "histoire", "homme")
+    ("huile", "hiver", "horloge", "horloger", "horlogere", "herbe", "heure", "heureux", "heureuse", "histoire", "homme")
 )
 PARTICLES = {"de": "d'", "que": "qu'"}  # form before a vowel
 PLACES = ("sur", "bord")  # extra fields that replace `dans`; bord is `au bord de`
@@ -58,6 +58,10 @@ class Grammar:
         }
     )
     first = MappingProxyType({"nom": "je", "he": "je", "him": "moi"})
+
+    def origin(self, place):
+        """What stands before the place that somebody comes from."""
+        return "d'" if elides(place) else "de "
 
     def sex(self, noun):
         """A named animal's sex follows its noun: une tortue is elle."""
