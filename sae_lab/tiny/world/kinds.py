@@ -127,7 +127,7 @@ def weather_report(page: Page):
     page.plot = season
     people(page, "H", L="entity.place.outdoor")
     page.values["month"] = chunk([(month.forms[0], (month.path,))])
-    page.values["date"] = number(page.draw.integer(1, 28))
+    page.values["date"] = number(page.draw.integer(2, 28))
     low = degrees(page, *LOWS[season])
     high = degrees(page, low + RISE[season][0], low + RISE[season][1])
     makers = {
@@ -137,6 +137,7 @@ def weather_report(page: Page):
         "high2": lambda p: number(degrees(p, high - 4, high + 4)),
         "sky": phrase("sky"),
         "sky2": phrase("sky"),
+        "dusk": phrase("dusk"),
         "feel": phrase("feel"),
         "wet": phrase("wet"),
         "wet2": phrase("wet"),
