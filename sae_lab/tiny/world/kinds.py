@@ -71,13 +71,13 @@ BOILED = union("entity.food.fruit", "strawberry plum apricot cherry raspberry pe
 PRESSED = union("entity.food.fruit", "orange lemon apple peach pear melon")
 RECIPES = {  # plot: (roles, stages)
     "soup": ({"V": SOUP, "U": SOUP}, "start fry boil season serve"),
-    "cake": ({"G": BAKED}, "start middle bake serve"),
+    "cake": ({"G": BAKED}, "start flour fruit bake serve"),
     "salad": ({"V": RAW, "U": RAW}, "start mix serve"),
     "stew": ({"V": SOUP, "U": SOUP, "W": SOUP}, "start fry boil middle season serve"),
-    "pancakes": ({"G": BAKED}, "start middle serve"),
+    "pancakes": ({"G": BAKED}, "start rest bake serve"),
     "omelette": ({"V": FRIED}, "start fry middle serve"),
     "jam": ({"G": BOILED}, "start middle boil serve"),
-    "tart": ({"G": BAKED}, "start middle bake serve"),
+    "tart": ({"G": BAKED}, "start flour fruit bake serve"),
     "drink": ({"G": PRESSED}, "start middle serve"),
 }
 DISHES = Table(list(RECIPES), [1 / (rank + 3) for rank in range(len(RECIPES))])
