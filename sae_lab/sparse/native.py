@@ -17,7 +17,10 @@ _lock = threading.RLock()  # numba's fallback threading layer aborts the process
 def run(kernel, *args):
     """Calls a kernel alone, on as many threads as torch uses."""
     with _lock:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        if torch.get_num_threads() != threads:  # numba starts its pool on first use, and libgomp's number is shared
+            torch.set_num_threads(threads)
         return kernel(*(a.detach().contiguous().numpy() if isinstance(a, Tensor) else a for a in args))
 
 
