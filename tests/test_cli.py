@@ -1,0 +1,157 @@
+"""The command line: what a user can get wrong ends in one clear line, and nothing is lost."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sae_lab import tiny
+from sae_lab.cli import VERBS, main
+from sae_lab.runs import Run
+
+SHORT = ["--d-sae", "64", "--k", "4", "--tokens", "8192", "--batch", "1024", "--evaluation", "0", "--site", "L1R"]
+SLOW = ["--d-sae", "64", "--k", "4", "--tokens", "50000000", "--batch", "1024", "--evaluation", "0", "--log-every", "1"]
+
+
+def refused(capsys, *argv: str, code: int = 2) -> str:
+    """The one line that a refused command says."""
+    assert main(list(argv)) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    lines = [line for line in err.splitlines() if line.startswith("sae-lab: ")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+def start(*argv: str, cwd: Path, **options) -> subprocess.Popen:
+    command = [sys.executable, "-c", "import sys; from sae_lab.cli import main; sys.exit(main())", *argv]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def wait_for_steps(run: Run, n: int, process: subprocess.Popen) -> None:
+    for _ in range(2400):
+        if run.status.get("step", 0) >= n:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    raise AssertionError(f"{run!r} did not reach step {n}")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_without_a_verb_it_lists_the_verbs(capsys):
+    assert main([]) == 0
+    assert all(verb in capsys.readouterr().out for verb in VERBS)
+
+
+def test_an_unknown_verb_names_the_known_ones(capsys):
+    assert main(["trian"]) == 2
+    assert "train" in capsys.readouterr().err
+
+
+def test_an_unknown_variant_names_the_nearest(capsys, here):
+    assert "Did you mean 'topk'?" in refused(capsys, "train", "topkk", *SHORT)
+
+
+def test_more_latents_a_token_than_there_are(capsys, here):
+    assert "k=65 must be at most d_sae=64" in refused(capsys, "train", "topk", *SHORT, "--k", "65")
+
+
+def test_a_site_the_model_lacks(capsys, here):
+    assert "layers 0 to" in refused(capsys, "train", "topk", *SHORT, "--site", "L77R")
+
+
+def test_a_model_that_is_not_there(capsys, here):
+    assert "no/such-model" in refused(capsys, "train", "topk", *SHORT, "--model", "no/such-model")
+
+
+def test_an_empty_text_file(capsys, here):
+    (here / "empty.txt").write_text("")
+    assert "empty.txt" in refused(capsys, "train", "topk", *SHORT, "--text", "empty.txt")
+
+
+def test_a_truncated_model_file(capsys, here):
+    shutil.copytree(tiny.folder("tiny"), here / "cut")
+    weights = here / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    said = refused(capsys, "train", "topk", *SHORT, "--model", str(here / "cut"))
+    assert "cut" in said
+
+
+def test_a_truncated_sae_file(capsys, here):
+    assert main(["train", "topk", *SHORT, "--run", "runs/a"]) == 0
+    weights = here / "runs/a/sae/weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "weights.safetensors" in refused(capsys, "evaluate", "runs/a")
+
+
+def test_train_then_list_then_evaluate(capsys, here):
+    assert main(["train", "topk", *SHORT, "--run", "runs/a", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"]["state"] == "done"
+    assert main(["runs", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["variant"], row["state"]) == ("topk", "done")
+    assert main(["evaluate", "runs/a", "--tokens", "2000", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["l0"]["value"] == pytest.approx(4, abs=0.5)
+
+
+def test_an_empty_place_says_how_to_begin(capsys, here):
+    assert main(["runs"]) == 0
+    assert "sae-lab quickstart" in capsys.readouterr().out
+    assert "No run in 'runs/none'" in refused(capsys, "stop", "runs/none")
+
+
+def test_a_run_folder_in_use_is_left_alone(capsys, here):
+    process = start("train", "topk", *SLOW, "--run", "runs/a", cwd=here)
+    try:
+        wait_for_steps(Run(here / "runs/a"), 1, process)
+        said = refused(capsys, "train", "topk", *SLOW, "--run", "runs/a", code=1)
+        assert "runs/a" in said
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_checkpoints_and_says_how_to_go_on(here):
+    run = Run(here / "runs/a")
+    process = start("train", "topk", *SLOW, "--run", "runs/a", cwd=here)
+    wait_for_steps(run, 3, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "sae-lab train topk" in err
+    assert run.checkpoints.steps
+    assert run.status["state"] == "stopped"
+
+
+def test_a_full_disk_loses_nothing(here):
+    """A file-size limit stands in for the disk: the final SAE does not fit, the checkpoint's files neither."""
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    argv = ["train", "topk", *SHORT, "--d-sae", "512", "--run", "runs/a"]
+    env = {**os.environ, "NUMBA_DISABLE_JIT": "0"}
+    process = start(*argv, cwd=here, preexec_fn=small_files, env=env)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert "room" in err or "space" in err
+    again = start(*argv, cwd=here)
+    _, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert Run(here / "runs/a").sae.cfg.d_sae == 512
