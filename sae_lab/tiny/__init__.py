@@ -1,0 +1,56 @@
+"""The embedded Llama: where its weights live, and its chat sibling, kept as a low-rank delta.
+
+`folder("tiny")` is an ordinary Hugging Face folder. `folder("tiny-chat")` holds, in place of weights, what differs
+(`delta.safetensors`); `weights("tiny-chat")` adds it to the base. Importing this is cheap: torch and safetensors come
+when weights are asked for.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HERE = Path(__file__).parent
+FOLDERS = {"tiny": HERE / "model", "tiny-chat": HERE / "chat"}
+
+
+def folder(name: str) -> Path:
+    """The folder of an embedded model: "tiny" or "tiny-chat".
+
+    Raises:
+        KeyError: no embedded model has this name.
+        FileNotFoundError: the name is known but its weights have not been made.
+    """
+    if name not in FOLDERS:
+        raise KeyError(f"No embedded model named {name!r}. Known: {', '.join(sorted(FOLDERS))}.")
+    if not (FOLDERS[name] / "config.json").exists():
+        raise FileNotFoundError(
+            f"{name!r} has no weights in {FOLDERS[name]}. Make them with `python -m sae_lab.tiny.make`, or reinstall."
+        )
+    return FOLDERS[name]
+
+
+def weights(name: str) -> "dict[str, Tensor]":
+    """The state dict of an embedded model, in bf16, the chat sibling's low-rank delta merged into the base."""
+    from safetensors.torch import load_file
+
+    base = load_file(folder("tiny") / "model.safetensors")
+    if name == "tiny":
+        return base
+    delta = load_file(folder(name) / "delta.safetensors")
+    for key in sorted(key for key in delta if key.endswith(".down")):
+        target = key.removesuffix(".down")
+        product = delta[f"{target}.up"].float() @ delta[key].float()
+        base[target] = (base[target].float() + product).to(base[target].dtype)
+    return base
+
+
+def load(name: str):
+    """(LlamaForCausalLM in eval mode, tokenizer) of an embedded model, on the CPU, in float32."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder(name)))
+    model.load_state_dict(weights(name), strict=False)
+    model.tie_weights()
+    return model.eval(), AutoTokenizer.from_pretrained(folder(name))
