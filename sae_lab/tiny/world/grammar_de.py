@@ -38,6 +38,7 @@ FUSED = {"in dem": "im", "in das": "ins", "an dem": "am", "an das": "ans", "zu d
 FUSED |= {"von dem": "vom", "bei dem": "beim"}
 TAKES_DATIVE = ("in", "an", "auf", "zu", "von", "bei", "mit", "aus", "nach", "vor", "hinter", "neben", "unter", "über")
 DETERMINERS = {"the": "der", "this": "dies", "my": "mein", "your": "dein", "our": "unser", "their": "ihr", "no": "kein"}
+ORDER = ("quality", "taste", "weather", "temper", "size", "age", "colour", "fur", "material")
 UNCHANGED = {"rosa", "lila", "orange", "beige", "türkis", "prima"}
 
 
@@ -94,7 +95,7 @@ def determiner(word: str, case: str, gender: str) -> str:
     return word + ending
 
 
-def declension(word: str, gender: str) -> str:
+def declension(word: str) -> str:
     """Which adjective declension follows a determiner: weak, mixed, or bare where there is none."""
     if word in ("der", "dies"):
         return "weak"
@@ -140,6 +141,10 @@ class Grammar:
             self.women[word] = Word(word.path, (feminine, plural), ("f",))
         return self.women[word]
 
+    def origin(self, place):
+        """What stands before the place that somebody comes from."""
+        return "aus "
+
     def sex(self, noun):
         """A named animal is as its noun is: a dog he, a cat she; a horse (das Pferd) may be either."""
         own = self.gender(noun, None)
@@ -161,9 +166,9 @@ class Grammar:
         out = [(word, (noun.path, *number))]
         stem = self.stem(det, owner, plural, mass)
         key = "pl" if plural else gender
-        if adjective:
-            form = inflect_adjective(adjective.forms[0], case, key, declension(stem, key))
-            out.insert(0, (form, (adjective.path, "pos.adjective")))
+        kind = declension(stem)
+        for one in reversed(adjective if isinstance(adjective, tuple) else (adjective,) if adjective else ()):
+            out.insert(0, (inflect_adjective(one.forms[0], case, key, kind), (one.path, "pos.adjective")))
         article = determiner(stem, case, key) if stem else ""
         return [*self.opening(prep, article), *out]
 
@@ -196,6 +201,12 @@ class Grammar:
             return [(words[0], ("pos.preposition", "pos.determiner"))]
         tags = (("pos.preposition",), ("pos.determiner",))
         return list(zip(words, tags, strict=False))
+
+    def stack(self, one, other):
+        """Two adjectives in the order of German: opinion, temper, size, age, colour, material."""
+        return (
+            one if one is other else tuple(sorted((one, other), key=lambda word: ORDER.index(word.path.split(".")[1])))
+        )
 
     def adjective(self, word, gender, plural):
         """After `war` an adjective stays as it is."""
