@@ -1,8 +1,8 @@
 """German noun phrases: three genders, four cases, three adjective declensions, contractions, genitives.
 
 Unusual here: an article is spelled by its STEM plus the ending of its class (`ein`, `mein`, `dies` ...), and the same
-table of strong endings serves `dies-`, `einig-` and articleless adjectives. A lexicon line reads `Hund/Hunde m +es`: the
-gender, then the ending of the n-declension (`Hase n`, `Bär en`) or an irregular genitive, the preposition of a place
+table of strong endings serves `dies-`, `einig-` and articleless adjectives. A line of the lexicon, `Hund/Hunde m +es`, has
+the gender, then the ending of the n-declension (`Hase n`, `Bär en`) or an irregular genitive, the preposition of a place
 (`@auf`, default in) and `f=` the word for a woman.
 """
 
@@ -73,7 +73,7 @@ def genitive(noun: str, weak: str = "") -> str:
 def inflect(singular: str, plural: str, gender: str, weak: str, case: str, number: str) -> str:
     """A noun in its case and number. `weak` is the n-declension's ending (Hase n, Bär en) or a genitive like `+es`."""
     if number == "pl":
-        needs_n = case == DATIVE and not plural.endswith(("n", "s"))
+        needs_n = case == DATIVE and not plural.endswith(("n", "s", "i"))
         return plural + "n" if needs_n else plural
     if gender == "f":
         return singular
@@ -173,7 +173,7 @@ class Grammar:
         return [*self.opening(prep, article), *out]
 
     def governed(self, spec, noun):
-        """Preposition, case and determiner flag of a slot; a preposition takes the dative and `the` unless told otherwise."""
+        """Preposition, case and determiner flag of a slot; a preposition takes dative and `the` unless told otherwise."""
         prep, case = spec.prep, spec.case
         if prep in ("wo", "wohin", "woher"):
             own = next((e[1:] for e in noun.extra if e.startswith("@")), "in")
