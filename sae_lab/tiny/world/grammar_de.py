@@ -1,8 +1,8 @@
 """German noun phrases: three genders, four cases, three adjective declensions, contractions, genitives.
 
 Unusual here: an article is spelled by its STEM plus the ending of its class (`ein`, `mein`, `dies` ...), and the same
-table of strong endings serves `dies-`, `einig-` and articleless adjectives. A line of the lexicon, `Hund/Hunde m +es`, has
-the gender, then the ending of the n-declension (`Hase n`, `Bär en`) or an irregular genitive, the preposition of a place
+table of strong endings serves `dies-`, `einig-` and articleless adjectives. A lexicon line, `Hund/Hunde m +es`, has the
+gender, then the ending of the n-declension (`Hase n`, `Bär en`) or an irregular genitive, a place's preposition
 (`@auf`, default in) and `f=` the word for a woman.
 """
 
@@ -173,7 +173,7 @@ class Grammar:
         return [*self.opening(prep, article), *out]
 
     def governed(self, spec, noun):
-        """Preposition, case and determiner flag of a slot; a preposition takes dative and `the` unless told otherwise."""
+        """Preposition, case and determiner flag of a slot; a preposition takes dative and `the` by default."""
         prep, case = spec.prep, spec.case
         if prep in ("wo", "wohin", "woher"):
             own = next((e[1:] for e in noun.extra if e.startswith("@")), "in")
