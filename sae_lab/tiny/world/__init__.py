@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 NAMES = {"en": "english", "fr": "french", "de": "german", "es": "spanish"}
-LANGUAGE_WEIGHT = {"en": 0.58, "fr": 0.14, "de": 0.14, "es": 0.14}
+LANGUAGE_WEIGHT = {"en": 0.81, "fr": 0.06, "de": 0.07, "es": 0.06}
 RESIDUES = {"test": (0,), "validation": (1,), "train": tuple(range(2, 16))}
 PATIENCE = 20_000  # texts tried for one that `where` asks for
 
@@ -159,15 +159,15 @@ def condition(where) -> Callable[[Text], bool] | None:
 
 def concepts():
     """The tree of concepts with measured densities."""
-    return import_module(f"{__name__}.concepts").concepts()
+    return import_module(f"{__name__}.tree").concepts()
 
 
 def recognise(text: str, language: str | None = None) -> list[tuple[int, int, str]]:
     """(start, end, concept) read off any text, abstaining where unsure."""
-    found = import_module(f"{__name__}.recognise").recognise
+    found = import_module(f"{__name__}.reading").recognise
     return found(text) if language is None else found(text, language)
 
 
 def requests(seed: int = 0, split: str = "train"):
     """Chat requests with their answers for the fine-tuned sibling."""
-    return import_module(f"{__name__}.requests").requests(seed, split)
+    return import_module(f"{__name__}.chat").requests(seed, split)

@@ -15,7 +15,7 @@ SLOTS  {ROLE flags}          a role is one entity per text, drawn from its class
             adj: with the entity's own adjective (drawn once, kept); pl; cases and fused prepositions of the language's grammar
             bare singular: {O bare}. Without any flag a thing's noun stands bare as well.
   person    {H} name, {H gen} `Omar's`, {H trade the} {H trade a adj} noun phrase of the trade, {H he} {H him} pronouns
-            (the forms of grammar.pronouns), {P} name of a named animal, {P the} its noun, {H name}: the name even where H
+            (the forms of grammar.pronouns), {H he?} name or pronoun, {P} name of a named animal, {P the} its noun, {H name}: the name even where H
             is the narrator ("I": {H}, {H acc}, {H gen}, {H he} ... become I, me, my, I ... if the grammar has `first`)
   anonymous {~entity.food.fruit pl adj}  drawn afresh, never one the text already used (adj?: an adjective now and then); {~sentiment.positive.joy @H}: an
             adjective agreeing with H (attribute.* and sentiment.* are adjectives); {~a.b+c.d the} a union;
@@ -138,6 +138,7 @@ class Spec:
     trade: bool = False
     name: bool = False
     pronoun: str | None = None
+    either: str | None = None  # he?: the pronoun or the name
     agree: str | None = None  # role of @ROLE
 
     @property
@@ -149,7 +150,7 @@ class Spec:
 class Entity:
     """Someone or something of a text: what is drawn of it so far."""
 
-    __slots__ = ("role", "kind", "word", "sex", "given", "adjective", "mentioned", "drawn")
+    __slots__ = ("adjective", "drawn", "given", "kind", "mentioned", "role", "sex", "word")
 
     def __init__(self, role, kind, word=None):
         self.role, self.kind, self.word = role, kind, word  # kind: person, pet or thing
@@ -306,13 +307,13 @@ class Kind:
 KINDS: dict[str, Kind] = {}
 
 
-def kind(name: str, weight: float = 1.0, languages: tuple[str, ...] | None = ("en",), topic: str | None = None):
+def kind(name: str, weight: int | float = 1.0, languages: tuple[str, ...] | None = ("en",), topic: str | None = None):
     """Register a function(page) as a kind of text; its texts carry register.<name> and the topic."""
 
     def register(write):
         if name in KINDS:
             raise ValueError(f"The kind {name!r} is registered twice.")
-        KINDS[name] = Kind(name, write, weight, languages, topic)
+        KINDS[name] = Kind(name, write, float(weight), languages, topic)
         return write
 
     return register

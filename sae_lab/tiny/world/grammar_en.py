@@ -7,12 +7,15 @@ A language is a module grammar_<language>.py with a class `Grammar` that has, as
   empty where verbs agree with the person: such a language writes its own first-person sentences;
 - `gender(noun, sex)`: "m", "f" or "n" that pronouns and `{X?a:b}` follow (sex: of a person or named animal, else None);
 - `sex(noun)`: the sex a named animal must have because its noun has it, None: free to draw;
+- optionally `person(word, sex)`, the word of a trade for a man or a woman, `stack(one, other)`, two adjectives in order,
+  and `origin(place)`, what stands before the place that somebody comes from (`from `, `d'`);
 - `noun(noun, spec, adjective, owner)`, `adjective(word, gender, plural)`, `name(name, spec, sex)`: lists of (text, tags)
   pieces; a piece that ends in an apostrophe is glued to the next. `spec` is engine.Spec; `owner` the gender of the owner
   under `his=H`; `adjective` a Word or None. `Word` (engine.Word) holds a lexicon line: path, forms, extra.
 """
 
 VOWELS = "aeiou"
+ORDER = ("quality", "temper", "size", "age", "taste", "colour", "fur", "material")
 
 
 class Grammar:
@@ -45,8 +48,8 @@ class Grammar:
         word = noun.forms[1] if plural else noun.forms[0]
         number = ("pos.noun", "number.plural") if plural else ("pos.noun",)
         out = [(word, (noun.path, *number))]
-        if adjective:
-            out.insert(0, (adjective.forms[0], (adjective.path, "pos.adjective")))
+        for one in reversed(adjective if isinstance(adjective, tuple) else (adjective,) if adjective else ()):
+            out.insert(0, (one.forms[0], (one.path, "pos.adjective")))
         det = self.determiner(spec.det, out[0][0], plural, mass, owner)
         out = [(det, ("pos.determiner",)), *out] if det else out
         if spec.prep:
@@ -54,10 +57,18 @@ class Grammar:
             out.insert(0, (prep, ("pos.preposition",)))
         return out
 
+    def origin(self, place):
+        """What stands before the place that somebody comes from."""
+        return "from "
+
+    def stack(self, one, other):
+        """Two adjectives in the order of English: opinion, temper, size, age, colour, material."""
+        return one if one is other else tuple(sorted((one, other), key=lambda word: rank(word.path)))
+
     def determiner(self, det, following, plural, mass, owner):
         """The determiner's form before the word that follows; None for none."""
         if det == "a":
-            return "some" if plural or mass else ("an" if following[0].lower() in VOWELS else "a")
+            return "some" if plural or mass else ("an" if vowel(following.lower()) else "a")
         if det == "his":
             return self.pronouns["his"][owner or "n"]
         if det == "this":
@@ -71,3 +82,15 @@ class Grammar:
     def name(self, name, spec, sex):
         """`Omar`, or `Omar's` with the flag gen."""
         return [(f"{name}'s" if spec.case == "gen" else name, ("pos.name",))]
+
+
+def vowel(word: str) -> bool:
+    """Whether the word begins with the sound of a vowel."""
+    return word.startswith(("honest", "hour")) or (
+        word[0] in VOWELS and not word.startswith(("use", "uni", "eu", "one"))
+    )
+
+
+def rank(path: str) -> int:
+    """An adjective's place in the order of adjectives."""
+    return ORDER.index(path.split(".")[1])

@@ -299,7 +299,7 @@ def name_of(page: Page, key: str) -> Chunk:
 LONG = 1500  # characters from which a lesson ends
 
 
-@kind("lesson", weight=2.5, topic="topic.school")
+@kind("lesson", weight=2, topic="topic.school")
 def lesson(page: Page):
     """A school lesson of 400 tokens or more: words, facts, questions, sums and a break."""
     seats = union("entity.object.furniture", "table chair bench shelf cupboard chest")

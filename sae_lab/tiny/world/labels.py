@@ -1,7 +1,7 @@
 """Words and their labels: one global table of label sets, and chunks of text whose words know their row in it."""
 
 import re
-from functools import lru_cache
+from functools import cache
 
 PREFIXES = {"pos": "syntax.pos", "tense": "syntax.tense", "number": "syntax.number", "person": "syntax.person"}
 WORD = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+(?:[-_][^\W\d_]+)*|_")
@@ -20,14 +20,14 @@ def label_id(tags) -> int:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def full(tag: str) -> str:
     """A concept's full path: `pos.verb` is short for `syntax.pos.verb`."""
     head, _, rest = tag.partition(".")
     return f"{PREFIXES[head]}.{rest}" if head in PREFIXES else tag
 
 
-@lru_cache(maxsize=None)
+@cache
 def form(word: str) -> tuple[str, ...]:
     """The concepts that a word's spelling alone gives: capital, digit, first letter."""
     first = word[0]

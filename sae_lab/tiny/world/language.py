@@ -64,12 +64,18 @@ class World:
             key, _, names = (part.strip() for part in line.partition("|"))
             self.names[key] = zipf_names(names.split())
         self.ways, self.phrases = read_synonyms(language)
+        self.openers = {
+            stage: opener
+            for _, line in lines(f"openers.{language}.txt")
+            for stages, opener in [line.split(" | ", 1)]
+            for stage in stages.split()
+        }
         self.tables: dict = {}
         self.literals: dict = {}
         self.found: dict = {}
         self.sections: dict = {}
         for file in sorted({f"{language}.txt", *(p.name for p in DATA.glob(f"*.{language}.txt"))}):
-            if not file.startswith(("lexicon.", "names.", "words.", "synonyms.")):
+            if not file.startswith(("lexicon.", "names.", "words.", "synonyms.", "openers.")):
                 self.read_sections(file)
 
     def read_word(self, path: str, rest: str) -> Word:
@@ -104,7 +110,10 @@ class World:
                 continue
             if keys is None:
                 raise TemplateError(f"{place}: a template stands before the first `== register stage` header.")
-            template = Compiler(self, self.vary(line), place).template()
+            varied = line if file.startswith("kinds.") else self.vary(line)  # a kind's words are exact
+            if line.startswith(("{H} ", "{F} ")) and keys[0][2] in self.openers:
+                varied = self.openers[keys[0][2]] + varied
+            template = Compiler(self, varied, place).template()
             for key in keys:
                 self.sections.setdefault(key, []).append(template)
 
@@ -153,7 +162,7 @@ class World:
                         parent = word.path.rpartition(".")[0]
                         ranks[parent] = ranks.get(parent, 0) + 1
                         words.append(word)
-                        weights.append(1 / (ranks[parent] + 4))
+                        weights.append(1 / (ranks[parent] + 10))
             if not words:
                 raise KeyError(f"No class {path!r} in lexicon.{self.language}.txt.")
             self.tables[path] = Table(words, weights)
@@ -167,6 +176,16 @@ class World:
         if not path:
             raise KeyError(f"adjectives.txt lists no adjectives for {word.path!r} nor for any class above it.")
         return self.nouns("+".join(classes[path]))
+
+    def beside(self, word: Word, adjective: Word) -> Table:
+        """The adjectives that can stand beside another before a noun: of another class (big, but not big and large)."""
+        key = (word, adjective)
+        if key not in self.tables:
+            table = self.adjectives(word)
+            kind = adjective.path.split(".")[1]
+            left = [w for w in table.items if w.path.split(".")[1] != kind and w.forms != adjective.forms]
+            self.tables[key] = Table(left, [table.share[w] for w in left]) if left else Table([adjective])
+        return self.tables[key]
 
     def literal(self, text: str, tags=()) -> Chunk:
         """Literal text whose words carry the given tags, else those that the word lists give them."""

@@ -2,7 +2,7 @@
 
 import re
 
-from .engine import Page, Spec
+from .engine import Page, Spec, Table
 from .labels import Chunk, chunk
 
 SENTENCE_END = re.compile(r"(?:^|[.!?…]|[.…][\"”»“]|\.\s»)[\s\"“„«¿¡—]*$")
@@ -10,7 +10,13 @@ TAGGED = re.compile(r"([^\s^\"“„«¿¡(]+)\^(\w+(?:\.\w+)+(?:\^\w+(?:\.\w+)+
 PLAIN = re.compile(r"[^\\{}()\[\]|]+")
 
 
-MAYBE = 0.5  # how often `adj?` gives an adjective
+MAYBE = 0.6  # how often `adj?` gives an adjective, and a noun drawn afresh with an article
+STACKED = 0.3  # how often a second adjective stands before the first, in languages whose grammar can stack them
+NAMED = 0.6  # how often somebody known by the trade is given a name
+ORIGIN = 0.5  # how often somebody with a name is said to come from somewhere
+DESCRIBED = tuple(
+    f"entity.{c}" for c in ("person.trade", "animal", "place", "object", "food.sweet", "food.fruit", "plant")
+)
 
 
 class TemplateError(ValueError):
@@ -20,7 +26,7 @@ class TemplateError(ValueError):
 class Template:
     """A compiled line of a section."""
 
-    __slots__ = ("source", "ops")
+    __slots__ = ("ops", "source")
 
     def __init__(self, source: str, ops: tuple):
         self.source, self.ops = source, ops
@@ -110,6 +116,12 @@ class Compiler:
         branches = tuple(branches)
         if asks:
             return lambda page: page.run(branches[not page.narrator])
+        if start and () in branches:
+            self.start = "maybe"
+        count = {b: branches.count(b) for b in branches}
+        if len(count) < len(branches):  # a branch that stands twice is as likely as two
+            table = Table(count, count.values())
+            return lambda page: page.run(page.draw.table(table))
 
         def op(page: Page):
             page.run(page.draw.pick(branches))
@@ -152,7 +164,16 @@ class Compiler:
         if re.match(r"[A-Z]\d?\?", body):
             return self.switch(*body.split("?", 1))
         target, *flags = body.split()
-        spec = self.spec(flags, cap)
+        if cap == "maybe":  # after a choice at the start that may have been empty
+            lower, upper = (
+                self.target(target, self.spec(flags, False), body),
+                self.target(target, self.spec(flags, True), body),
+            )
+            return lambda page: (lower, upper)[not page.chunks or not page.chunks[-1].text.strip()](page)
+        return self.target(target, self.spec(flags, cap), body)
+
+    def target(self, target: str, spec: Spec, body: str):
+        """The part for a slot's target and flags."""
         if target.startswith("~"):
             return self.anonymous(target[1:], spec)
         if not re.fullmatch(r"[A-Z]\d?", target):
@@ -177,6 +198,8 @@ class Compiler:
                 known[flag] = True
             elif flag == "adj?":
                 known["maybe"] = True
+            elif flag.endswith("?") and flag[:-1] in grammar.pronouns:
+                known["either"] = flag[:-1]
             elif flag == "bare":
                 known["trade"] = True
             elif flag == "pl":
@@ -229,17 +252,27 @@ class Compiler:
         adjectival = path.startswith(("attribute.", "sentiment."))
         plain = path.startswith("entity.number") or (path.startswith("entity.time.") and not spec.noun)
         entity = path.startswith("entity.")
+        trade = path.startswith("entity.person.trade") and not spec.plural
+        named = trade and spec.det == "the" and spec.case != "gen"
+        maybe = spec.maybe or (spec.det in ("the", "a") and not spec.adj and path.startswith(DESCRIBED))
+        stack, gendered = getattr(grammar, "stack", None), hasattr(grammar, "person")
 
         def op(page: Page):
             word = page.draw.table(table, page.used if entity else ())
+            sex = "m"
             if entity:
                 page.used.append(word)
+                if trade and gendered:
+                    sex = page.draw.pick("mf")
             gender = page.gender(spec.agree) if spec.agree else "m"
             owner = page.gender(spec.owner) if spec.owner else None
             adjective = None
-            if spec.adj or (spec.maybe and page.draw.chance(MAYBE)):
+            second = None
+            if spec.adj or (maybe and page.draw.chance(MAYBE)):
                 adjective = page.draw.table(world.adjectives(word))
-            key = (word, adjective, gender, owner, spec.owner is not None and spec.owner == page.narrator)
+                if stack and page.draw.chance(STACKED):
+                    second = page.draw.table(world.beside(word, adjective))
+            key = (word, adjective, second, sex, gender, owner, spec.owner is not None and spec.owner == page.narrator)
             found = memo.get(key)
             if found is None:
                 if adjectival:
@@ -247,9 +280,13 @@ class Compiler:
                 elif plain:
                     pieces = [(word.forms[0], (word.path,))]
                 else:
-                    pieces = grammar.noun(word, mine(spec, page), adjective, owner)
+                    one = grammar.person(word, sex) if trade and gendered else word
+                    both = stack(adjective, second) if second else adjective
+                    pieces = grammar.noun(one, mine(spec, page), both, owner)
                 found = memo[key] = phrase(pieces, spec)
             page.chunks.append(found)
+            if named and page.draw.chance(NAMED):
+                bystander(page, sex if gendered else page.draw.pick("mf"))
 
         return op
 
@@ -276,8 +313,8 @@ class Compiler:
             narrates = page.narrator == role and not spec.name and not spec.trade and grammar.first
             if narrates:
                 pieces, key = None, grammar.first[spec.pronoun or spec.case or "nom"]
-            elif spec.pronoun:
-                pieces, key = None, grammar.pronouns[spec.pronoun][page.gender(role)]
+            elif spec.pronoun or (spec.either and alone(page, role) and page.draw.pick((True, False))):
+                pieces, key = None, grammar.pronouns[spec.pronoun or spec.either][page.gender(role)]
             elif spec.noun or entity.kind == "thing":
                 page.chunks.append(noun_chunk(page, entity, spec, memo, grammar))
                 return
@@ -291,6 +328,27 @@ class Compiler:
             page.chunks.append(memo[key])
 
         return op
+
+
+def alone(page: Page, role: str) -> bool:
+    """Whether a pronoun can only mean this person: named before, and no other role is a person of the same sex."""
+    one = page.entities[role]
+    others = (e for r, e in page.entities.items() if r != role and e.kind != "thing")
+    return "name" in one.mentioned and all(e.sex not in (None, one.sex) for e in others)
+
+
+def bystander(page: Page, sex: str):
+    """The name of somebody who comes up once: `the baker` Felix."""
+    name = page.draw.table(page.world.names[sex], page.used)
+    page.used.append(name)
+    page.put(" ")
+    page.put(name, "pos.name")
+    origin = getattr(page.grammar, "origin", None)
+    if origin and page.draw.chance(ORIGIN):
+        place = page.draw.table(page.world.names["place"], page.used)
+        page.used.append(place)
+        page.put(f" {origin(place)}")
+        page.put(place, "pos.name", "entity.place.name")
 
 
 def noun_chunk(page: Page, entity, spec: Spec, memo: dict, grammar) -> Chunk:
