@@ -7,11 +7,12 @@ chat       fine-tunes the chat sibling from the exported weights and writes its 
 check      measures the exported weights against the generator's own log-probability
 
 A run ends after --tokens, or --minutes from now, or at once with --decay-now; its learning rate falls before it does.
+SIGTERM saves it, to be continued by the same command.
 --smoke is a tiny run of the same code on one thread, in a folder of its own, that writes nothing into the package.
 """
 
 import argparse
-import itertools
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -39,30 +40,34 @@ def arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="train: end so many minutes from now")
     parser.add_argument("--decay-now", action="store_true", help="train: begin the end of the run at once")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--replicas", type=int, default=2, help="processes of one thread that share a step; 0: none")
     parser.add_argument("--eager", action="store_true", help="train without compiling (no C compiler needed)")
     parser.add_argument("--smoke", action="store_true", help="a minute's run of the same code")
     return parser.parse_args(argv)
 
 
 def tokenizer(args) -> None:
-    """Learns the tokenizer from the first texts of the train stream."""
-    texts = 2000 if args.smoke else 30_000
-    documents = itertools.chain.from_iterable(world_documents(i, 500, 0, "train") for i in range(texts // 500))
-    print(bpe.save((text for text, _ in documents), args.out or tiny.FOLDERS["tiny"]))
+    """Learns the tokenizer from the first texts of the train stream, languages and kinds as they come."""
+    blocks = range(4 if args.smoke else 60)
+    texts = [text for i in blocks for text, _ in world_documents(i, 500, 0, "train")]
+    print(bpe.save(texts, args.out or tiny.FOLDERS["tiny"]))
 
 
 def train(args) -> None:
     """Trains, exports and checks."""
     words = (args.out if args.smoke else tiny.FOLDERS["tiny"]) / "tokenizer.json"
-    run = Run(SMOKE if args.smoke else Plan(), args.run, words, world_documents, args.device, not args.eager)
-    for loss, pace in training(run, End(args.tokens, args.minutes, args.decay_now)):
+    run = Run(SMOKE if args.smoke else Plan(), args.run, words, world_documents, args.device)
+    end = End(args.tokens, args.minutes, args.decay_now)
+    signal.signal(signal.SIGTERM, lambda *_: setattr(end, "stop", True))
+    for loss, pace in training(run, end, args.replicas, not args.eager):
         place = run.place
         print(
             f"step {place.step} of {place.last or '?'}  {place.tokens / 1e6:.2f}M tokens  loss {loss:.4f}  "
             f"lr x {run.factor():.2f}  {pace:.0f} tokens/s  {place.seconds / 60:.1f} min  {time.strftime('%H:%M:%S')}",
             flush=True,
         )
-    export(run, args.out or tiny.FOLDERS["tiny"], args.tokens if args.smoke else 400_000)
+    if not end.stop:
+        export(run, args.out or tiny.FOLDERS["tiny"], 20_000 if args.smoke else 400_000)
 
 
 def main(argv=None) -> None:
@@ -71,7 +76,7 @@ def main(argv=None) -> None:
     if args.smoke:
         torch.set_num_threads(1)
         args.run = Path(tempfile.mkdtemp(prefix="tiny-smoke-")) if args.run == arguments(["train"]).run else args.run
-        args.out, args.eager = args.out or args.run, True
+        args.out, args.eager, args.replicas = args.out or args.run, True, 0
         args.tokens = args.tokens or 200_000
         if args.verb == "train" and not (args.out / "tokenizer.json").exists():
             tokenizer(args)
@@ -80,7 +85,7 @@ def main(argv=None) -> None:
     elif args.verb == "train":
         train(args)
     elif args.verb == "export":
-        run = Run(Plan(), args.run, tiny.FOLDERS["tiny"] / "tokenizer.json", world_documents, args.device)
+        run = Run(Plan(), args.run, tiny.FOLDERS["tiny"] / "tokenizer.json", world_documents)
         export(run, args.out or tiny.FOLDERS["tiny"], args.tokens or 100_000)
     elif args.verb == "chat":
         from .chat import chat

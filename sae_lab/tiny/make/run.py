@@ -15,8 +15,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from .net import Net, llama
-from .stream import BOS, EOS, PAD, Documents, Stream, targets, world_documents
+from .net import llama
+from .replicas import Alone, Replicas
+from .stream import BOS, EOS, PAD, Documents, Stream, world_documents
+
+IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,14 @@ class Place:
 class Run:
     """A model, its optimisers and its place, saved in and restored from `folder`."""
 
-    def __init__(self, plan: Plan, folder: Path, tokenizer: str, documents: Documents, device="cpu", compiled=False):
+    def __init__(self, plan: Plan, folder: Path, tokenizer: str, documents: Documents, device="cpu"):
         from tokenizers import Tokenizer
 
         vocabulary = Tokenizer.from_file(str(tokenizer)).get_vocab_size()
-        ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-        shape = (plan.d_model, plan.layers, plan.heads, plan.kv_heads, plan.mlp)
         self.plan, self.folder, self.place, self.curve = plan, Path(folder), Place(), []
         self.device, self.tokenizer, self.documents = device, str(tokenizer), documents
-        self.model = llama(vocabulary, *shape, plan.seed, ids).to(device)
-        self.net = Net(self.model, compiled)
+        self.shape = (vocabulary, plan.d_model, plan.layers, plan.heads, plan.kv_heads, plan.mlp, plan.seed)
+        self.model = llama(*self.shape, IDS).to(device)
         named = dict(self.model.named_parameters())
         matrices = [p for name, p in named.items() if p.ndim == 2 and "embed" not in name]
         vectors = [p for name, p in named.items() if p.ndim != 2 or "embed" in name]
@@ -77,6 +78,12 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.restore()
 
+    def learner(self, replicas: int, compiled: bool) -> Alone | Replicas:
+        """What computes a step's gradients: this process, or `replicas` processes of one thread each."""
+        if replicas:
+            return Replicas(self.model, llama, (*self.shape, IDS), replicas, compiled)
+        return Alone(self.model, self.device, compiled)
+
     def factor(self) -> float:
         """The share of the peak learning rate at this step."""
         place, plan = self.place, self.plan
@@ -85,13 +92,10 @@ class Run:
             factor *= (place.last - place.step) / max(1, place.last - place.decay_from)
         return factor
 
-    def step(self, stream: Stream) -> float:
+    def step(self, stream: Stream, learner: Alone | Replicas) -> float:
         """One step on the stream's next rows; the loss before it."""
-        rows = stream.next(self.plan.rows)
-        ids, target = (torch.from_numpy(a).to(self.device) for a in (rows.astype("int64"), targets(rows)))
+        loss, tokens = learner.learn(stream.next(self.plan.rows))
         factor = self.factor()
-        loss = self.net.loss(ids, target)
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
@@ -99,9 +103,9 @@ class Run:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.place.step += 1
-        self.place.tokens += int((target >= 0).sum())
+        self.place.tokens += tokens
         self.place.stream = stream.place
-        return loss.item()
+        return loss
 
     def save(self) -> None:
         """A state under the name of its step, whole or not at all; the two newest are kept."""
@@ -157,6 +161,7 @@ class End:
     tokens: int | None = None
     minutes: float | None = None
     decay_now: bool = False
+    stop: bool = False  # save and leave at the next log, to be continued
 
     def settle(self, run: Run, rate: float | None, left: float) -> None:
         """Fixes the decay's first and last step once it must begin; `rate` in steps a second, `left` in seconds."""
@@ -175,9 +180,10 @@ class End:
             place.decay_from, place.last = place.step, max(min(lasts), place.step + 1)
 
 
-def training(run: Run, end: End, save_every: float = 240.0, log_every: int = 25):
+def training(run: Run, end: End, replicas=0, compiled=False, save_every: float = 240.0, log_every: int = 25):
     """Steps until the end, yielding (mean loss, tokens a second) at each log; a state every `save_every` seconds."""
     stream = Stream(run.tokenizer, run.plan.seed, run.place.stream, documents=run.documents)
+    learner = run.learner(replicas, compiled)
     started = saved = logged = time.monotonic()
     before, losses, stamps = run.place.seconds, [], deque(maxlen=200)
     try:
@@ -187,19 +193,22 @@ def training(run: Run, end: End, save_every: float = 240.0, log_every: int = 25)
             rate = (len(stamps) - 1) / (now - stamps[0]) if len(stamps) > 50 else None
             left = (end.minutes or 0) * 60 - (now - started)
             end.settle(run, rate, left)
-            losses.append(run.step(stream))
+            losses.append(run.step(stream, learner))
             run.place.seconds = before + time.monotonic() - started
             if run.place.step % log_every == 0 or run.place.step == run.place.last:
                 mean, now = sum(losses) / len(losses), time.monotonic()
                 pace = len(losses) * run.plan.rows * 512 / (now - logged)
                 run.curve.append([run.place.step, run.place.tokens, round(mean, 4)])
                 losses, logged = [], now
-                if now - saved > save_every or run.place.step == run.place.last:
+                if end.stop or now - saved > save_every or run.place.step == run.place.last:
                     run.save()
                     saved = now
                 yield mean, pace
+                if end.stop:
+                    return
     finally:
         stream.close()
+        learner.close()
 
 
 __all__ = ["End", "Place", "Plan", "Run", "metadata", "training", "world_documents"]

@@ -1,0 +1,97 @@
+"""A step's rows shared among processes of one thread each, which meet once a step: on a busy CPU threads that meet at
+every product wait for each other most of the time.
+
+The parameters of all processes are views of one shared vector, which the parent's optimisers change in place; each
+replica writes its gradients into its own row of a second one.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from .net import Net
+from .stream import targets
+
+
+def views(flat: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
+    """A vector as tensors shaped like a model's parameters, in their order."""
+    sizes = [p.numel() for p in model.parameters()]
+    return [v.view(p.shape) for v, p in zip(flat.split(sizes), model.parameters(), strict=True)]
+
+
+def _work(pipe, build, arguments, compiled: bool, weights: torch.Tensor, gradients: torch.Tensor) -> None:
+    torch.set_num_threads(1)
+    model = build(*arguments)
+    for parameter, value, gradient in zip(model.parameters(), views(weights, model), views(gradients, model)):
+        parameter.data, parameter.grad = value, gradient
+    net = Net(model, compiled)
+    while True:
+        try:
+            rows = pipe.recv()
+        except EOFError:  # the trainer has ended
+            return
+        gradients.zero_()
+        target = targets(rows)
+        loss = net.loss(torch.from_numpy(rows.astype("int64")), torch.from_numpy(target))
+        loss.backward()
+        pipe.send((loss.item(), int((target >= 0).sum())))
+
+
+class Alone:
+    """The same work in this process, on any device."""
+
+    def __init__(self, model: nn.Module, device: str, compiled: bool):
+        self.net, self.device = Net(model, compiled), device
+
+    def learn(self, rows: np.ndarray) -> tuple[float, int]:
+        """(mean loss, targets) of packed rows; leaves the mean loss's gradient in the model."""
+        target = targets(rows)
+        ids, wanted = (torch.from_numpy(a).to(self.device) for a in (rows.astype("int64"), target))
+        loss = self.net.loss(ids, wanted)
+        loss.backward()
+        return loss.item(), int((target >= 0).sum())
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Replicas:
+    """`n` processes that each take a share of a step's rows. `build(*arguments)` makes their model."""
+
+    def __init__(self, model: nn.Module, build, arguments: tuple, n: int, compiled: bool):
+        context = torch.multiprocessing.get_context("spawn")
+        size = sum(p.numel() for p in model.parameters())
+        self.model, self.weights = model, torch.zeros(size).share_memory_()
+        self.gradients = torch.zeros(n, size).share_memory_()
+        for parameter, view in zip(model.parameters(), views(self.weights, model)):
+            view.copy_(parameter.data)
+            parameter.data = view
+        self.pipes, self.processes = [], []
+        for i in range(n):
+            ours, theirs = context.Pipe()
+            shared = (theirs, build, arguments, compiled, self.weights, self.gradients[i])
+            self.processes.append(context.Process(target=_work, args=shared, daemon=True))
+            self.processes[-1].start()
+            theirs.close()
+            self.pipes.append(ours)
+
+    def learn(self, rows: np.ndarray) -> tuple[float, int]:
+        """(mean loss, targets) of packed rows; leaves the mean loss's gradient in the model."""
+        for pipe, part in zip(self.pipes, np.array_split(rows, len(self.pipes))):
+            pipe.send(part)
+        found = [pipe.recv() for pipe in self.pipes]
+        total = sum(count for _, count in found)
+        share = torch.tensor([count / total for _, count in found])
+        for parameter, gradient in zip(self.model.parameters(), views(share @ self.gradients, self.model)):
+            parameter.grad = gradient
+        return math.fsum(loss * count for loss, count in found) / total, total
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for pipe, process in zip(self.pipes, self.processes):
+            pipe.close()
+            process.join(5)
+            if process.is_alive():
+                process.terminate()
