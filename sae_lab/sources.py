@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -50,6 +50,7 @@ class Statistics:
         return cls(norm.mean().item(), norm.square().mean().item(), x.double().mean(0).to(x.dtype), len(x))
 
 
+@runtime_checkable
 class Source(Protocol):
     """Endless batches of activations, a pure function of a seed and of how many were served."""
 

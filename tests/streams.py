@@ -1,4 +1,4 @@
-"""A stream of made-up activations for tests of the loop: block t is a function of (seed, t), rows pass through a ring."""
+"""Made-up activations for tests of the loop: block t is a function of (seed, t), rows pass through a ring."""
 
 from typing import NamedTuple
 

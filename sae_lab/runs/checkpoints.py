@@ -61,13 +61,17 @@ class Checkpoints:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
+    def sums(self, step: int) -> dict[str, str]:
+        """sha256 of each file, as the manifest has it."""
+        return read_json(self._at(step) / "manifest.json")["sha256"]
+
     def load(self, step: int) -> Checkpoint:
         """Raises:
         Damaged: if a file is missing, cut short or altered.
         """
         folder = self._at(step)
         try:
-            sums = read_json(folder / "manifest.json")["sha256"]
+            sums = self.sums(step)
             tensors = {
                 name.removesuffix(".safetensors"): read_tensors(folder / name, sums[name])
                 for name in sums

@@ -3,13 +3,14 @@
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..saes import SAE, Batch, Objective
 from ..shapes import LatentMask
-from ..sources import Rows, Source, Statistics
+from ..sources import Source
 from ..sparse import Adam
 from .config import TrainConfig
 
@@ -43,7 +44,7 @@ class Member:
         """Latents silent for longer than the run allows."""
         return self.silent >= self.config.silence
 
-    def batch(self, rows: Rows, progress: float) -> Batch:
+    def batch(self, rows: Any, progress: float) -> Batch:
         """The rows as this SAE sees them: scaled, on its device, with what it needs."""
         x = self.scaled(rows.x)
         target = x if rows.target is rows.x else self.scaled(rows.target)
@@ -118,7 +119,7 @@ class Member:
         return sae
 
 
-def input_scale(scaling: str, statistics: Statistics, d_in: int) -> float:
+def input_scale(scaling: str, statistics: Any, d_in: int) -> float:
     """What multiplies x: to unit mean square ("unit_ms"), to a mean norm of sqrt(d_in) ("sqrt_d"), or 1 ("none")."""
     if scaling == "none":
         return 1.0
