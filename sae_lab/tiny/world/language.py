@@ -182,8 +182,7 @@ class World:
         key = (word, adjective)
         if key not in self.tables:
             table = self.adjectives(word)
-            kind = adjective.path.split(".")[1]
-            left = [w for w in table.items if w.path.split(".")[1] != kind and w.forms != adjective.forms]
+            left = [w for w in table.items if sort(w) != sort(adjective) and w.forms != adjective.forms]
             self.tables[key] = Table(left, [table.share[w] for w in left]) if left else Table([adjective])
         return self.tables[key]
 
@@ -215,6 +214,11 @@ def read_synonyms(language: str):
         return {}, None
     longest = sorted(ways, key=len, reverse=True)
     return ways, re.compile(r"(?<![\w^])(?:" + "|".join(map(re.escape, longest)) + r")(?![\w^])")
+
+
+def sort(adjective: Word) -> str:
+    """The class of an adjective, of which a noun phrase has one; a large place is a size among the qualities."""
+    return "size" if adjective.path.endswith(".large") else adjective.path.split(".")[1]
 
 
 def inside(path: str, prefix: str) -> bool:

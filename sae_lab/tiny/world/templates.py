@@ -169,7 +169,7 @@ class Compiler:
                 self.target(target, self.spec(flags, False), body),
                 self.target(target, self.spec(flags, True), body),
             )
-            return lambda page: (lower, upper)[not page.chunks or not page.chunks[-1].text.strip()](page)
+            return lambda page: (lower, upper)[begins(page)](page)
         return self.target(target, self.spec(flags, cap), body)
 
     def target(self, target: str, spec: Spec, body: str):
@@ -328,6 +328,15 @@ class Compiler:
             page.chunks.append(memo[key])
 
         return op
+
+
+def begins(page: Page) -> bool:
+    """Whether a sentence begins here: nothing, or a stop, before."""
+    for one in reversed(page.chunks):
+        text = one.text.rstrip(" ")
+        if text:
+            return not (text[-1].isalnum() or text[-1] == ",")
+    return True
 
 
 def alone(page: Page, role: str) -> bool:
