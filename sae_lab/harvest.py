@@ -10,45 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .models import LM
-from .shapes import Direction, Ids, Mask, TokenInts
+from .shapes import Ids, Mask
 from .sites import Site
+from .sources import Rows, Statistics
 from .tokens import Blocks, TokenBlock, token_blocks
 
 TOKENS_AT_ONCE = 8192  # in one forward pass
 SAVED_RING = 2**30  # bytes: a larger ring is read anew instead of saved
 GIVEN = {"grad"}  # what a batch can carry beside activations
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """A batch at one site: raw float32 activations, what an SAE of them is to predict, and where they come from.
-
-    `doc` numbers documents along the stream, `position` counts tokens from the document's BOS, `grad` is the gradient
-    of the model's cross-entropy (nats, summed over tokens) at `x`.
-    """
-
-    x: Float[Tensor, "tok d_in"]
-    target: Float[Tensor, "tok d_out"]
-    doc: TokenInts
-    position: TokenInts
-    grad: Float[Tensor, "tok d_in"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """Scale of the activations at a site, measured on the stream's first tokens.
-
-    `mean_norm` is E||x||, `mean_square` E||x||^2 and `mean` E[x] over `tokens` tokens.
-    """
-
-    mean_norm: float
-    mean_square: float
-    mean: Direction
-    tokens: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -208,14 +208,16 @@ def shows(text: str, concept: str) -> bool:
     return any(c == concept or c.startswith(concept + ".") for _, _, c in world.recognise(text))
 
 
-def typical_activation(sae: SAE, lm: LM, latent: int, site: Site, seed: int = 0, tokens: int = 20_000) -> float:
+def typical_activation(
+    sae: SAE, lm: LM, latent: int, site: Site, seed: int = 0, tokens: int = 20_000, **options: Any
+) -> float:
     """Mean activation of a latent over the tokens on which it fires.
 
     Raises:
         ValueError: if it never fires on 20,000 validation tokens.
     """
     total, times = 0.0, 0
-    blocks = token_blocks(lm.tokenizer, text=sae.origin.get("text", "world"), split="validation", seed=seed)
+    blocks = token_blocks(lm.tokenizer, text=sae.origin.get("text", "world"), split="validation", seed=seed, **options)
     for page in walk(lm, blocks, [site], tokens):
         with torch.no_grad():
             z = sae.encode(page.acts[site])

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from small import identity, small_llama
 
 from sae_lab import evaluate
-from sae_lab.models import load_model
 from sae_lab.reading import walk
-from sae_lab.saes import build
 from sae_lab.sites import Site
 from sae_lab.tokens import token_blocks
 
@@ -18,26 +16,7 @@ SMALL = {"text": TEXT, "split": "test", "tokens": 1500, "spliced": 600, "context
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory):
-    """A small Llama of random weights whose predictions are far from uniform."""
-    from sae_lab import tiny
-
-    folder = tmp_path_factory.mktemp("llama")
-    tokenizer = AutoTokenizer.from_pretrained(tiny.folder("tiny"))
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "vocab_size": len(tokenizer)}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**shape, **heads, initializer_range=0.5)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return load_model(str(folder))
-
-
-def identity(d_in=32):
-    """relu(x) - relu(-x) = x."""
-    sae = build("relu", d_in=d_in, d_sae=2 * d_in, choose_in="float32")
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.cat([torch.eye(d_in), -torch.eye(d_in)]))
-        sae.W_dec.copy_(sae.W_enc)
-    return sae
+    return small_llama(tmp_path_factory.mktemp("llama"))
 
 
 def constant(value, d_in=32):

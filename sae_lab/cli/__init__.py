@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 VERBS = {
@@ -30,9 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE)
         return 0
     if argv[0] == "--version":
-        from .. import __version__
-
-        print(__version__)
+        print(metadata.version("sae-lab"))
         return 0
     verb, *rest = argv
     if verb not in VERBS:

@@ -1,0 +1,72 @@
+"""Steering with a direction whose effect is known."""
+
+import pytest
+import torch
+from small import identity, small_llama
+
+from sae_lab import steer
+from sae_lab.steering import direction, openings, shows, typical_activation
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    return small_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def sae(lm):
+    """Its latent 0 writes the direction that the head reads as token 300 (layer 2 is the last)."""
+    made = identity()
+    made.origin = {"site": "L2R", "text": "world"}
+    with torch.no_grad():
+        head = lm.module.get_output_embeddings().weight[300] * lm.module.model.norm.weight
+        made.W_dec[0] = head / head.norm()
+    return made
+
+
+def test_a_strong_enough_direction_decides_the_token(lm, sae):
+    """At the last layer the logit of token 300 grows without bound along this direction."""
+    steered = steer(sae, lm, {0: 1.0}, "Once", scale=(0.0, 1e4), max_new_tokens=3)
+    untouched, pushed = steered.table.text
+    assert pushed == lm.tokenizer.decode([300] * 3)
+    assert untouched != pushed
+
+
+def test_strength_zero_is_the_untouched_model(lm, sae):
+    plain = lm.generate("Once", max_new_tokens=5).text
+    assert steer(sae, lm, {0: 1.0}, "Once", scale=(0.0,), max_new_tokens=5).table.text[0] == plain
+
+
+def test_several_latents_add_up(lm, sae):
+    both = steer(sae, lm, {0: 2.0, 1: -1.0}, "Once", scale=(1.0,), max_new_tokens=1)
+    edit = both.generation._edits[0][0]
+    torch.testing.assert_close(edit.vector, 2 * sae.W_dec[0] - sae.W_dec[1])
+
+
+def test_tokens_arrive_as_they_are_written(lm, sae):
+    steps = list(steer(sae, lm, {0: 1.0}, "Once", max_new_tokens=4))
+    assert [s.index for s in steps] == list(range(len(steps)))
+    assert len(steps[0].texts) == 2
+
+
+def test_typical_activation_is_the_mean_over_firings(lm, sae):
+    from sae_lab.reading import walk
+    from sae_lab.sites import Site
+    from sae_lab.tokens import token_blocks
+
+    blocks = token_blocks(lm.tokenizer, text="world", split="validation", context=128)
+    x = torch.cat([p.acts["L2R"] for p in walk(lm, blocks, [Site("L2R")], 2000)])[:, 3]
+    got = typical_activation(sae, lm, 3, Site("L2R"), tokens=2000, context=128)
+    assert got == pytest.approx(x[x > 0].mean().item(), rel=1e-4)
+
+
+def test_a_latent_that_is_not_there_is_refused(sae):
+    with pytest.raises(ValueError, match="latents 0 to 63"):
+        direction(sae, 64)
+
+
+def test_prompts_do_not_show_the_concept_they_will_be_steered_to(lm):
+    concept = "entity.animal.pet.dog"
+    for prompt in openings(lm, concept, 8, "test", 0):
+        assert not shows(prompt, concept)
+        assert len(prompt.split(" ")) == 8
