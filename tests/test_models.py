@@ -125,6 +125,7 @@ def test_encoding_puts_one_bos_in_front_and_leaves_the_tokenizer_alone(lm):
     assert (ids[:, 1] != lm.tokenizer.bos_token_id).all()
     assert mask.sum(1).tolist() == [len(lm.tokenizer(t)["input_ids"]) + 1 for t in ("a dog ran!", "no")]
     assert lm.tokenizer.padding_side == "right"
+    assert torch.equal(lm.encode("<bos>no")[0], lm.encode("no")[0]), "a chat template brings its own"
 
 
 @pytest.mark.parametrize("site", ["L0R", "L1A", "L2M"])

@@ -97,6 +97,27 @@ def test_an_eos_ends_each_document_where_it_is_wanted(tokenizer):
     assert not (plain.ids[plain.mask] == EOS).any()
 
 
+def test_a_special_token_that_a_text_spells_out_does_not_count(tokenizer):
+    text = "the cat<eos> sat"
+    block = token_blocks(tokenizer, [text], context=64, documents=1, split="all").block(0)
+    spelled = (block.ids == EOS) & block.mask
+    assert spelled.sum() == 1
+    assert not block.keep[spelled].any()
+    assert text[int(block.start[spelled]) : int(block.end[spelled])] == "<eos>"
+    assert block.keep.sum() == block.mask.sum() - 2
+
+
+def test_texts_may_be_objects_that_hold_a_string(tokenizer):
+    class Text:
+        def __init__(self, text):
+            self.text = text
+
+    held = [Text(t) for t in STORIES]
+    block = token_blocks(tokenizer, held, context=64, documents=8).block(0)
+    assert all(isinstance(t, Text) for t in block.texts)
+    assert torch.equal(block.ids, token_blocks(tokenizer, STORIES, context=64, documents=8).block(0).ids)
+
+
 def test_a_tokenizer_without_bos_gets_none(tokenizer):
     bare = little.tokenizer()
     bare.bos_token = None
@@ -227,6 +248,8 @@ def test_mistakes_are_told_with_the_way_out(tokenizer, tmp_path):
         (empty, {}, ValueError, r"empty\.txt is empty"),
         (blank, {}, ValueError, "holds no text"),
         ([], {}, ValueError, "holds no text"),
+        (["One.", 2], {}, ValueError, "hold 2, which is no text"),
+        (17, {}, ValueError, "text=17 is no text"),
         (bad, {}, ValueError, "line 2 is not JSON"),
         (two, {}, ValueError, "column=: title, body"),
         (two, {"column": "text"}, ValueError, "column=: title, body"),

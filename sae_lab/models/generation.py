@@ -192,7 +192,7 @@ def _prompt_ids(lm: Any, text: str, room: int) -> list[int]:
 
 
 def _stop_ids(lm: Any) -> set[int]:
-    """End of text; and a BOS, which begins the next text in a packed stream."""
+    """Ends of text and of turns, and a BOS, which begins the next text: every special token but the unknown one."""
     ends = lm.module.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
-    return {i for i in (*ends, lm.tokenizer.eos_token_id, lm.tokenizer.bos_token_id) if i is not None}
+    return {i for i in (*ends, *lm.special_ids) if i is not None and i != lm.tokenizer.unk_token_id}

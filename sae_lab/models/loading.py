@@ -36,6 +36,7 @@ def load_model(name: str | Path, device: str | None = None, dtype: Any = None, r
     if str(name) in EMBEDDED:
         from sae_lab import tiny
 
+        tiny.folder(str(name))  # says itself what to do where there are no weights
         module, tokenizer = _ask(name, lambda: tiny.load(str(name)))
         return LM(str(name), module.to(device, None if kind == "auto" else kind), tokenizer)
     source = _source(str(name))

@@ -11,7 +11,7 @@ import torch
 from sae_lab.shapes import Ids, Mask
 
 from .packing import Marks, Piece, encode, lay_out, pack, pieces
-from .sources import Documents, Stream, World, source
+from .sources import Documents, Stream, World, plain, source
 
 LONG = 8  # characters per token of context; a longer document counts as several
 
@@ -37,12 +37,12 @@ class TokenBlock:
 
     @property
     def start(self) -> Ids:
-        """Where each token begins in its document's text, in characters; -1 at special tokens and padding."""
+        """Where each token begins in its document's text, in characters; -1 at BOS, EOS and padding."""
         return self._spans[0]
 
     @property
     def end(self) -> Ids:
-        """Where each token ends in its document's text, in characters; -1 at special tokens and padding."""
+        """Where each token ends in its document's text, in characters; -1 at BOS, EOS and padding."""
         return self._spans[1]
 
     @cached_property
@@ -50,18 +50,17 @@ class TokenBlock:
         """Tokenises once more, with offsets: most uses need none."""
         offsets = encode(self._tokenizer, [p.text for p in self._pieces], return_offsets_mapping=True)["offset_mapping"]
         spans = np.full((*self.ids.shape, 2), -1)
-        keep = self.keep.numpy()
+        text = self._piece >= 0
         flat = [np.asarray(o).reshape(-1, 2) + p.start for o, p in zip(offsets, self._pieces)]
-        order = np.argsort(self._piece[keep], kind="stable")
+        order = np.argsort(self._piece[text], kind="stable")
         filled = np.empty((len(order), 2), dtype=spans.dtype)
         filled[order] = np.concatenate(flat)
-        spans[keep] = filled
+        spans[text] = filled
         return torch.from_numpy(spans[..., 0].copy()), torch.from_numpy(spans[..., 1].copy())
 
     def text(self, doc: int) -> str:
         """The text of a document of this block."""
-        found = self.texts[doc - self.first]
-        return getattr(found, "text", found)
+        return plain(self.texts[doc - self.first])
 
 
 class Blocks:
@@ -77,17 +76,25 @@ class Blocks:
     def block(self, i: int) -> TokenBlock:
         """Block number i: `documents` documents, packed into as many rows as they need."""
         texts = self._texts.documents(i, self.documents)
-        found = pieces(self.tokenizer, [getattr(t, "text", t) for t in texts], self._room)
+        found = pieces(self.tokenizer, [plain(t) for t in texts], self._room)
         if not found:
             raise ValueError(f"Block {i} holds no token: its {len(texts)} documents are blank. Give other text.")
         rows = pack([len(p.ids) + self._marks.count for p in found], self.context)
         fill = next(t for t in (self._marks.eos, self._marks.bos, self.tokenizer.eos_token_id, 0) if t is not None)
         arrays = lay_out(found, rows, self._marks, fill)
-        piece = arrays.pop("piece")
+        piece, text = arrays.pop("piece"), arrays.pop("text")
+        arrays["keep"] = text & ~np.isin(arrays["ids"], self.tokenizer.all_special_ids)  # a text may spell some out
         first = i * self.documents
         of_piece = np.array([p.document for p in found] + [-1 - first]) + first  # the last one is found at index -1
         tensors = {name: torch.from_numpy(a) for name, a in (arrays | {"doc": of_piece[piece]}).items()}
-        return TokenBlock(**tensors, texts=texts, first=first, _piece=piece, _pieces=found, _tokenizer=self.tokenizer)
+        return TokenBlock(
+            **tensors,
+            texts=texts,
+            first=first,
+            _piece=np.where(text, piece, -1),
+            _pieces=found,
+            _tokenizer=self.tokenizer,
+        )
 
     def describe(self) -> dict:
         """JSON that identifies the stream."""

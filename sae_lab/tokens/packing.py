@@ -107,11 +107,11 @@ def pack(lengths: list[int], context: int) -> list[list[int]]:
 
 
 def lay_out(found: list[Piece], rows: list[list[int]], marks: Marks, fill: int) -> dict[str, np.ndarray]:
-    """The block's arrays [rows, seq]: ids, mask, keep, piece (-1 on padding), position in the piece."""
+    """The block's arrays [rows, seq]: ids, mask, text (no BOS, no EOS), piece (-1 on padding), position in it."""
     lengths = [sum(len(found[i].ids) + marks.count for i in row) for row in rows]
     shape = len(rows), max(lengths)
     ids, piece, position = np.full(shape, fill), np.full(shape, -1), np.zeros(shape, dtype=np.int64)
-    special = np.ones(shape, dtype=bool)
+    text = np.zeros(shape, dtype=bool)
     for r, row in enumerate(rows):
         at = 0
         for i in row:
@@ -120,10 +120,9 @@ def lay_out(found: list[Piece], rows: list[list[int]], marks: Marks, fill: int) 
             if marks.bos is not None:
                 ids[r, at] = marks.bos
             ids[r, at + first : at + first + n] = found[i].ids
-            special[r, at + first : at + first + n] = False
+            text[r, at + first : at + first + n] = True
             if marks.eos is not None:
                 ids[r, end - 1] = marks.eos
             piece[r, at:end], position[r, at:end] = i, np.arange(end - at)
             at = end
-    mask = piece >= 0
-    return {"ids": ids, "mask": mask, "keep": mask & ~special, "piece": piece, "position": position}
+    return {"ids": ids, "mask": piece >= 0, "text": text, "piece": piece, "position": position}

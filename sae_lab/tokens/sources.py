@@ -42,18 +42,21 @@ class World:
 class Documents:
     """Documents in memory, in a new seeded order every epoch."""
 
-    def __init__(self, name: str, documents: list[str], seed: int, split: str, long: int):
-        kept = [d for d in documents if d.strip()]
-        if len(kept) == 1:  # a whole book: its sections share out the splits
+    def __init__(self, name: str, documents: list, seed: int, split: str, long: int):
+        odd = next((d for d in documents if not isinstance(plain(d), str)), None)
+        if odd is not None:
+            raise ValueError(f"{name} hold {odd!r:.80}, which is no text. Give strings.")
+        kept = [d for d in documents if plain(d).strip()]
+        if len(kept) == 1 and isinstance(kept[0], str):  # a whole book: its sections share out the splits
             kept = sections(kept[0], long)
         if not kept:
             raise ValueError(
                 f"{name} holds no text. Give a file or a list with at least one document that is not empty."
             )
         low, high = SPLITS[split]
-        hashes = [blake2b(d.encode(), digest_size=8).digest() for d in kept]
+        hashes = [blake2b(plain(d).encode(), digest_size=8).digest() for d in kept]
         chosen = [d for d, h in zip(kept, hashes) if low <= _share(h) < high]
-        self._kept = [part for d in chosen for part in sections(d, long)]
+        self._kept = [part for d in chosen for part in (sections(d, long) if isinstance(d, str) else [d])]
         if not self._kept:
             raise ValueError(
                 f"None of the {len(kept)} documents of {name} falls into split {split!r}. Give more text, or "
@@ -66,7 +69,7 @@ class Documents:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def documents(self, i: int, n: int) -> list[str]:
+    def documents(self, i: int, n: int) -> list:
         """Random access by arithmetic: document j of the stream is document j % N of epoch j // N."""
         return [self._kept[self._place(j)] for j in range(i * n, (i + 1) * n)]
 
@@ -94,11 +97,11 @@ class Stream:
         while True:
             found = False
             for document in self._start():
-                if self._split and not low <= _share(blake2b(document.encode(), digest_size=8).digest()) < high:
+                if self._split and not low <= _share(blake2b(plain(document).encode(), digest_size=8).digest()) < high:
                     continue
                 parts = sections(document, self._long) if isinstance(document, str) else [document]
                 for part in parts:
-                    if str(getattr(part, "text", part)).strip():
+                    if plain(part).strip():
                         found = True
                         yield part
             if not found:
@@ -143,10 +146,17 @@ def source(
         return Stream(str(text), lambda: _hub(str(text), column, seed), split, long)
     if callable(text):
         return Stream("a function", text, split, long)
-    documents = list(islice(iter(text), TOO_MANY + 1))
+    if not isinstance(text, Iterable):
+        raise ValueError(f"text={text!r} is no text. Give 'world', a file, a data set's name or strings.")
+    documents = list(islice(text, TOO_MANY + 1))
     if len(documents) > TOO_MANY:
         raise ValueError(f"More than {TOO_MANY:,} strings: give a function that returns a fresh iterator instead.")
     return Documents("the given texts", documents, seed, split, long)
+
+
+def plain(document: Any) -> Any:
+    """The text of a document: a string, or an object that holds one, such as `world.Text`."""
+    return getattr(document, "text", document)
 
 
 def read(path: Path, column: str | None = None) -> list[str]:
