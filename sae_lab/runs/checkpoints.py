@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .files import Damaged, read_json, room_for, sync_folder, write
+from .files import Damaged, read_json, read_whole, room_for, sync_folder, write
 from .tensors import read_tensors, write_tensors
 
 Files = Mapping[str, dict[str, Tensor]]  # file name without its ending -> its tensors
@@ -72,12 +72,13 @@ class Checkpoints:
         folder = self._at(step)
         try:
             sums = self.sums(step)
-            tensors = {
+            state = json.loads(read_whole(folder / "state.json", sums["state.json"]))
+            files = {
                 name.removesuffix(".safetensors"): read_tensors(folder / name, sums[name])
                 for name in sums
                 if name.endswith(".safetensors")
             }
-            return Checkpoint(step, tensors, read_json(folder / "state.json"))
+            return Checkpoint(step, files, state)
         except (FileNotFoundError, KeyError, TypeError) as error:
             raise Damaged(f"Checkpoint {folder} is not whole: {error!r}.") from error
 

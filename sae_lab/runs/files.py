@@ -74,6 +74,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def read_whole(path: Path, sha256: str) -> bytes:
+    """Raises:
+    Damaged: if the file is not the one that was written.
+    """
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise Damaged(f"{path} is not the file that was written: its sha256 differs.")
+    return data
+
+
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
     replace(path, (json.dumps(value, indent=1) + "\n").encode(), durable)
 

@@ -8,7 +8,6 @@ checkpoints/ snapshots/ sae/ eval.json report.html lock, and job.json + stderr.t
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -216,14 +215,14 @@ class Run:
         """
         self._unwritten.append(row)
         path = self.folder / "log.jsonl"
-        text = "".join(json.dumps(row) + "\n" for row in self._unwritten)
-        with room_for(path), open(path, "ab") as file:
+        data = "".join(json.dumps(row) + "\n" for row in self._unwritten).encode()
+        with room_for(path), open(path, "ab", buffering=0) as file:
             start = file.tell()
             try:
-                file.write(text.encode())
-                file.flush()
+                while data:
+                    data = data[file.write(data) :]
             except OSError:
-                os.truncate(path, start)
+                file.truncate(start)  # no half rows
                 raise
         self._unwritten.clear()
 
