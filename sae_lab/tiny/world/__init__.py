@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import blake2b
 from importlib import import_module
-from importlib.util import find_spec
 from zlib import crc32
 
 from .engine import KINDS, Draw, Kind, Table, kind
@@ -45,8 +44,7 @@ def register_scenes():
 
 
 register_scenes()
-if find_spec(f"{__name__}.kinds"):
-    import_module(f"{__name__}.kinds")
+import_module(f"{__name__}.kinds_prose")  # registers its kinds
 
 
 def kinds() -> list[str]:
@@ -123,12 +121,13 @@ def block(i: int, n: int, seed: int = 0, split: str = "train") -> list[Text]:
 def texts(
     seed: int = 0, split: str = "train", where=None, kinds=None, languages=None, labels: bool = True
 ) -> Iterator[Text]:
-    """The split's endless stream of texts; with `where`, those that have (or, mapped to False, lack) the given concepts.
+    """The split's endless stream of texts; with `where`, those that have (or, mapped to False, lack) given concepts.
 
-    `where` is a concept's name or prefix, several of them, a mapping of names to True or False, or a function of a Text.
+    `where` is a concept's name or prefix, several, a mapping of names to True or False, or a function of a Text.
     `kinds` and `languages` (codes) restrict the stream by construction. Labels are made when asked for either way.
     """
     wanted = condition(where)
+    kinds, languages = narrowed(where, kinds, languages)
     pairs = mixture(tuple(kinds) if kinds else None, tuple(languages) if languages else None)
     index = tried = 0
     while True:
@@ -141,6 +140,20 @@ def texts(
             raise ValueError(f"No text in {PATIENCE} satisfies where={where!r}. Known concepts: world.concepts().")
 
 
+def narrowed(where, kinds, languages) -> tuple:
+    """The kinds and languages that can have the register and the language that `where` asks for: fewer are tried."""
+    wanted = [where] if isinstance(where, str) else [] if callable(where) or not where else list(where)
+    if isinstance(where, dict):
+        wanted = [name for name, yes in where.items() if yes]
+    for name in wanted:
+        group, _, one = name.partition(".")
+        if group == "language" and one in NAMES.values():
+            languages = languages or [code for code, full in NAMES.items() if full == one]
+        if group == "register":
+            kinds = kinds or [k for k in KINDS if one == (shapes()[k].register if k in shapes() else k)] or None
+    return kinds, languages
+
+
 def condition(where) -> Callable[[Text], bool] | None:
     """A test of texts from texts()'s `where`."""
     if where is None or callable(where):
@@ -151,7 +164,7 @@ def condition(where) -> Callable[[Text], bool] | None:
         where = dict.fromkeys(where, True)
 
     def holds(one: Text) -> bool:
-        present = {name for _, _, name in one.labels()}
+        present = one.concepts()
         return all(any(n == w or n.startswith(w + ".") for n in present) == yes for w, yes in where.items())
 
     return holds

@@ -179,7 +179,7 @@ def loop(page: Page) -> Function:
 SORTS = Table([total, price, extreme, choose, share, loop], [3, 2, 2, 2, 1, 2])
 
 
-@kind("code", weight=2.5, topic="topic.programming")
+@kind("code", weight=1.5, topic="topic.programming")
 def code_text(page: Page):
     """One or two functions, each with calls and their results."""
     for i in range(page.draw.integer(1, 2)):

@@ -66,7 +66,7 @@ DRILLS = Table(
 )
 
 
-@kind("drill", weight=3.5, languages=("en", "fr", "de", "es"), topic="topic.numbers")
+@kind("drill", weight=2.5, languages=("en", "fr", "de", "es"), topic="topic.numbers")
 def drill(page: Page):
     """Sums of one or several sorts with their results."""
     page.roles = PEOPLE
@@ -88,7 +88,7 @@ PROBLEMS = Table(["plus", "minus", "times", "compare", "share"], [3, 3, 2, 2, 1]
 MAKERS = {"plus": plus, "minus": minus, "times": times, "compare": minus, "share": over}
 
 
-@kind("word_problem", weight=7, languages=("en",), topic="topic.numbers")
+@kind("word_problem", weight=6, languages=("en",), topic="topic.numbers")
 def word_problem(page: Page):
     """A story problem or two, each with the sum that answers it."""
     for i in range(page.draw.integer(1, 2)):
@@ -116,7 +116,7 @@ STALLS = {  # goods: (class, trades that sell them, lowest and highest price in 
 }
 
 
-@kind("price_list", weight=5, languages=("en", "fr", "de", "es"), topic="topic.market")
+@kind("price_list", weight=2, languages=("en", "fr", "de", "es"), topic="topic.market")
 def price_list(page: Page):
     """Prices, and a customer who pays the right sum."""
     goods, trades, low, high = STALLS[page.draw.pick(list(STALLS))]
@@ -156,7 +156,7 @@ def clock(minutes: int) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}"
 
 
-@kind("timetable", weight=4, languages=("en", "fr", "de", "es"), topic="topic.travel")
+@kind("timetable", weight=1.5, languages=("en", "fr", "de", "es"), topic="topic.travel")
 def timetable(page: Page):
     """Stops with times on five-minute marks, and what follows from them."""
     page.roles = PEOPLE

@@ -44,6 +44,11 @@ class Text:
             out += [(m.start(), m.end(), "form.in_quotes") for m in QUOTED.finditer(self.text)]
         return out
 
+    def concepts(self) -> set[str]:
+        """The concepts that the text's labels carry."""
+        rows = set(self.words[2].tolist())
+        return {concept for row in rows for concept in TABLE[row]}.union(concept for _, _, concept in self.spans)
+
     def labels(self) -> list[tuple[int, int, str]]:
         """Every (start, end, concept), words and spans."""
         out = list(self.spans)

@@ -83,7 +83,7 @@ RECIPES = {  # plot: (roles, stages)
 DISHES = Table(list(RECIPES), [1 / (rank + 3) for rank in range(len(RECIPES))])
 
 
-@kind("recipe", weight=5, topic="topic.kitchen")
+@kind("recipe", weight=3, topic="topic.kitchen")
 def recipe(page: Page):
     """A dish whose vegetables or fruit suit it; its steps in one paragraph or numbered."""
     page.plot = page.draw.table(DISHES)
@@ -119,7 +119,7 @@ def degrees(page: Page, low: int, high: int) -> int:
     return page.draw.pick([t for t in range(low, high + 1) if abs(t) != 1])
 
 
-@kind("weather_report", weight=6, languages=("en", "fr", "de", "es"), topic="topic.weather")
+@kind("weather_report", weight=3, languages=("en", "fr", "de", "es"), topic="topic.weather")
 def weather_report(page: Page):
     """A day's weather; temperatures, sky and advice fit the season."""
     month = page.noun("entity.time.month")
@@ -234,7 +234,7 @@ def rhymes(world) -> Table:
 FAR = ("entity.place", "entity.person", "entity.nature.tree", "entity.nature.star", "entity.plant")
 
 
-@kind("couplet", weight=4, topic="topic.rhyme")
+@kind("couplet", weight=5, topic="topic.rhyme")
 def couplet(page: Page):
     """Two or three couplets with true rhymes."""
     people(page, "HF")
@@ -266,7 +266,7 @@ QA = {  # plot: (topic, roles)
 HOURS = ("two", "three", "four", "five", "six", "seven", "eight")
 
 
-@kind("qa", weight=7, topic=None)
+@kind("qa", weight=4.5, topic=None)
 def qa(page: Page):
     """A small fact and two to four questions that it answers."""
     page.plot = page.draw.pick(list(QA))
@@ -299,7 +299,7 @@ def name_of(page: Page, key: str) -> Chunk:
 LONG = 1500  # characters from which a lesson ends
 
 
-@kind("lesson", weight=2, topic="topic.school")
+@kind("lesson", weight=1, topic="topic.school")
 def lesson(page: Page):
     """A school lesson of 400 tokens or more: words, facts, questions, sums and a break."""
     seats = union("entity.object.furniture", "table chair bench shelf cupboard chest")
