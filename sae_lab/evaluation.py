@@ -16,9 +16,9 @@ from torch import Tensor
 from . import plots
 from .intervals import DocSums, Estimate
 from .models import LM
-from .reading import home, walk
+from .reading import home, pages, walk
 from .saes import SAE
-from .shapes import Rows
+from .shapes import Direction
 from .sites import Site
 from .tokens import Blocks, token_blocks
 
@@ -120,7 +120,7 @@ def evaluate(
     Args:
         site: where it reads; default: where it was trained.
         text: as in `sl.activations`; default: the text it was trained on (its test split), else "world".
-        tokens: how many tokens reconstruction, sparsity and deadness are measured on; special ones do not count.
+        tokens: how many tokens reconstruction, sparsity and deadness are measured on at least, if the text has so many.
         spliced: how many of them are also run through the model with the SAE in place (four times the work).
         options: passed on to `tokens.token_blocks`: context, batch ...
 
@@ -190,32 +190,23 @@ def _reconstruct(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int):
     return sums, np.unique(np.concatenate(fired)), counts
 
 
-def _splice(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int, mean: Rows) -> DocSums:
+def _splice(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int, mean: Direction) -> DocSums:
     """Cross-entropy with the SAE, zeros or the mean in place of every token that is not special."""
     edits = {
         "spliced": lambda x: sae(x.float()).to(x.dtype),
         "zero": lambda x: x.new_zeros(*x.shape[:-1], len(mean)),
         "mean": lambda x: mean.to(x).expand(*x.shape[:-1], len(mean)),
     }
-    sums, seen, i, docs = DocSums(), 0, 0, 0
-    while seen < tokens:
-        block = blocks.block(i)
+    sums, docs = DocSums(), 0
+    for block, keep in pages(blocks, tokens):
         clean = lm.logits(block.ids, mask=block.mask)
-        outs = {
-            n: lm.splice(block.ids, {site: f}, mask=block.mask, where=block.keep, clean=clean) for n, f in edits.items()
-        }
+        outs = {n: lm.splice(block.ids, {site: f}, mask=block.mask, where=keep, clean=clean) for n, f in edits.items()}
         one = outs["spliced"]
-        scored = one.counts.cpu()
-        names, doc = np.unique(block.doc[scored].numpy(), return_inverse=True)
+        names, doc = np.unique(block.doc[one.counts.cpu()].numpy(), return_inverse=True)
         columns = {name: _numpy(out.ce[one.counts]) for name, out in outs.items()}
-        sums.add(
-            doc + docs,
-            n=np.ones(len(doc)),
-            clean=_numpy(one.ce_clean[one.counts]),
-            kl=_numpy(one.kl[one.counts]),
-            **columns,
-        )
-        seen, docs, i = seen + len(doc), docs + len(names), i + 1
+        columns |= {"clean": _numpy(one.ce_clean[one.counts]), "kl": _numpy(one.kl[one.counts])}
+        sums.add(doc + docs, n=np.ones(len(doc)), **columns)
+        docs += len(names)
     return sums
 
 

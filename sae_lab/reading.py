@@ -30,15 +30,26 @@ class Page:
     acts: dict[Site, Tensor]
 
 
-def walk(lm: LM, blocks: Blocks, sites: list[Site], tokens: int) -> Iterator[Page]:
-    """Blocks of text until at least `tokens` kept tokens have passed."""
-    seen, docs, i = 0, 0, 0
+def pages(blocks: Blocks, tokens: int) -> Iterator[tuple[TokenBlock, Mask]]:
+    """Blocks and their kept places until at least `tokens` such places have passed, or the text begins again."""
+    seen, i, end = 0, 0, blocks.once
     while seen < tokens:
         block = blocks.block(i)
-        names, doc = np.unique(block.doc[block.keep].numpy(), return_inverse=True)
+        keep = block.keep if end is None else block.keep & (block.doc < end)
+        if end is not None and block.first >= end:
+            return
+        yield block, keep
+        seen, i = seen + int(keep.sum()), i + 1
+
+
+def walk(lm: LM, blocks: Blocks, sites: list[Site], tokens: int) -> Iterator[Page]:
+    """Blocks with their activations, as long as `pages` gives them."""
+    docs = 0
+    for block, keep in pages(blocks, tokens):
+        names, doc = np.unique(block.doc[keep].numpy(), return_inverse=True)
         acts = lm.read(block.ids, sites, mask=block.mask)
-        yield Page(block, block.keep, doc + docs, {s: a[block.keep.to(a.device)].float() for s, a in acts.items()})
-        seen, docs, i = seen + len(doc), docs + len(names), i + 1
+        yield Page(block, keep, doc + docs, {s: a[keep.to(a.device)].float() for s, a in acts.items()})
+        docs += len(names)
 
 
 def home(sae: SAE, site: str | Site | None) -> Site:

@@ -106,10 +106,10 @@ def contexts(
 @torch.no_grad()
 def _firings(sae: SAE, page: Page, site: Site, wanted: torch.Tensor, n: int):
     """For each wanted latent that fires on a page: its n strongest documents as contexts, and how often it fired."""
-    z = sae.encode(page.acts[site])
+    z = sae.encode(page.acts[site]).detach()
     on = (z.value > 0).cpu() & wanted[z.support.latent.long().cpu()]
     latent = z.support.latent.cpu()[on].long().numpy()
-    token, value = z.support.token.cpu()[on].numpy(), z.value.cpu()[on].double().numpy()
+    token, value = z.support.token.cpu()[on].numpy(), z.value.detach().cpu()[on].double().numpy()
     for i in np.unique(latent):
         mine = latent == i
         yield int(i), list(_strongest(page, int(i), token[mine], value[mine], n)), int(mine.sum())

@@ -91,3 +91,11 @@ def test_an_sae_without_a_home_is_asked_for_one(lm):
 def test_an_sae_of_another_width_is_refused(lm):
     with pytest.raises(ValueError, match="d_in=16"):
         evaluate(identity(16), lm, site=SITE, **SMALL)
+
+
+def test_a_short_text_is_read_once(lm):
+    """Reading it again would count its documents twice and make intervals too narrow."""
+    few = {**SMALL, "text": TEXT[:60], "tokens": 10**6, "spliced": 10**6, "split": "all"}
+    e = evaluate(identity(), lm, site=SITE, **few)
+    assert e.about["documents"] == 60
+    assert e.about["tokens"] == sum(len(lm.tokenizer(t, add_special_tokens=False).input_ids) for t in TEXT[:60])

@@ -9,7 +9,7 @@ from sae_lab.reading import walk
 from sae_lab.sites import Site
 from sae_lab.tokens import token_blocks
 
-TEXT = [f"Anna has {i} pears, and Bruno has {i * 3 % 17} plums. They are happy." for i in range(300)]
+TEXT = [f"Anna has {i} pears, and Bruno has {i * 3 % 17} plums. They are happy." for i in range(900)]
 SMALL = {"site": "L1R", "text": TEXT, "split": "test", "tokens": 800, "context": 64}
 
 

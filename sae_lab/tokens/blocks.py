@@ -96,6 +96,11 @@ class Blocks:
             _tokenizer=self.tokenizer,
         )
 
+    @property
+    def once(self) -> int | None:
+        """How many documents there are before the stream begins again; None where it never does or nobody can know."""
+        return len(self._texts) if isinstance(self._texts, Documents) else None
+
     def describe(self) -> dict:
         """JSON that identifies the stream."""
         eos = self._marks.eos is not None
