@@ -5,42 +5,46 @@ TEMPLATES live in data/<language>.txt (and data/kinds.<language>.txt), one a lin
     == story,news lost_pet problem      registers (or *), plot (or *), stage; a header without plot: == recipe step
     {H} could not find {P} (at home|anywhere). [neg {H he} was not in {R the}].
 
-A Page looks a stage up as (register, plot), (*, plot), (register, *), (*, *). Stages in order make a text: data/shapes.txt
-has `register | weight | stage stage? .3:stage stage*2 / //`: `?` half the time, `.3:` with that probability, `*2` twice
-(two different templates), `/` a line break, `//` an empty line; else a space joins stages. data/plots.txt has
-`plot | topic | role=class role=class`; the role `*` line gives roles of every plot.
+A Page looks a stage up as (register, plot), (*, plot), (register, *), (*, *). Stages in order make a text:
+data/shapes.txt has `shape | register | weight | stage stage? .3:stage stage*2 / //`: `?` half the time, `.3:` with
+that probability, `*2` twice (two different templates), `/` a line break, `//` an empty line, `loop ... end` episodes
+until the text is long; else a space joins stages. data/plots.txt has `plot | topic | role=class role=class`; its `*`
+line gives roles of every plot. data/synonyms.<language>.txt puts choices in place of phrases,
+data/openers.<language>.txt before sentences of some stages that begin with a person.
 
-SLOTS  {ROLE flags}          a role is one entity per text, drawn from its class at first use (a class may be a union a+b)
-  noun      {O the} {O a adj} {O pl} {O his=H} {O the acc} {L dans}    dets a the this my your his=ROLE our their no some;
-            adj: with the entity's own adjective (drawn once, kept); pl; cases and fused prepositions of the language's grammar
-            bare singular: {O bare}. Without any flag a thing's noun stands bare as well.
-  person    {H} name, {H gen} `Omar's`, {H trade the} {H trade a adj} noun phrase of the trade, {H he} {H him} pronouns
-            (the forms of grammar.pronouns), {H he?} name or pronoun, {P} name of a named animal, {P the} its noun, {H name}: the name even where H
-            is the narrator ("I": {H}, {H acc}, {H gen}, {H he} ... become I, me, my, I ... if the grammar has `first`)
-  anonymous {~entity.food.fruit pl adj}  drawn afresh, never one the text already used (adj?: an adjective now and then); {~sentiment.positive.joy @H}: an
-            adjective agreeing with H (attribute.* and sentiment.* are adjectives); {~a.b+c.d the} a union;
-            {~entity.time.day} {~entity.number}: words as they are; {~place} {~m} {~f}: names
-  value     {=price}         text that a kind bound with page.bind("price", "12", "math.number")
-  switch    {H?content:contente} {O?er:sie:es}   by gender m:f:n (n falls back to m)
-  choice    (small|little|)  uniform, may hold slots and be nested; without | literal parentheses; \\( \\| \\{ \\[ are literal
-  person    (?J'ai|{H} a)    not drawn: the first branch where H narrates (diary, letter), the second elsewhere
-  spans     [neg ...] syntax.negated; [say=H "Come!"] a quotation by H; [concept.path ...] any other concept
-  cap       capitalises a slot; done by itself at a template's start and after . ! ? and an opening quote there
-  word^pos.noun^topic.x      labels one literal word in place of data/words.<language>.txt (`form | tag tag`)
+SLOTS  {ROLE flags}   a role is one entity per text, drawn from its class (or a union a+b) at first use
+  noun       {O the} {O a adj} {O pl} {O his=H} {O the acc} {L dans}; dets a the this that my your his=ROLE our their
+             no some; adj: with the entity's own adjective (drawn once, kept); pl; the grammar's cases and prepositions;
+             {O bare}: no article. Without any flag a thing's noun stands bare as well.
+  person     {H} name, {H gen} `Omar's`, {H he} {H him} pronouns (the forms of grammar.pronouns), {H he?} name or
+             pronoun where it can only mean H, {H trade the} {H trade a adj} noun phrase of the trade, {P} name of a named
+             animal, {P the} its noun, {H name}: the name even where H is the narrator ("I": {H}, {H acc}, {H gen},
+             {H he} ... become I, me, my, I ... if the grammar has `first`)
+  anonymous  {~entity.food.fruit pl adj}: drawn afresh, none the text already used (adj?: an adjective now and then, as
+             every noun with `the` or `a` gets; `the baker` may get a name and a place: the baker Felix from Ashford);
+             {~sentiment.positive.joy @H}: an adjective agreeing with H (attribute.* and sentiment.* are adjectives);
+             {~a.b+c.d the} a union; {~entity.time.day} {~entity.number}: words as they are; {~place} {~m} {~f}: names
+  value      {=price}: text that a kind bound with page.bind("price", "12", "math.number")
+  switch     {H?content:contente} {O?er:sie:es}: by gender m:f:n (n falls back to m)
+  choice     (small|little|): uniform, may hold slots and be nested; (?a|b): not drawn, a where the hero narrates;
+             without | literal parentheses; \\( \\| \\{ \\[ are literal
+  spans      [neg ...] syntax.negated; [say=H "Come!"] a quotation by H; [concept.path ...] any other concept
+  cap        capitalises a slot; done by itself at a template's start and after . ! ? and an opening quote there
+  word^pos.noun^topic.x   labels one literal word in place of data/words.<language>.txt (`form | tag tag`)
 
-KINDS plug in with the decorator `kind` (kinds.py is imported by the package):
+KINDS plug in with the decorator `kind`:
 
     @kind("recipe", weight=1.0, languages=("en", "fr"), topic="topic.kitchen")
     def recipe(page):
-        n = page.draw.integer(2, 5)              # draw: .pick(seq) .chance(p) .integer(low, high) .table(Table): add to logp
+        n = page.draw.integer(2, 5)              # .pick(seq) .chance(p) .integer(low, high) .table(Table) add to logp
         page.bind("n", str(n), "math.number")    # {=n} in templates
-        page.stage("recipe", "title")            # a template of section `== recipe title`, drawn; tried as (register, stage)
-        page.put("\\n")                           # literal text; page.put("def", "code.keyword") labels its words
+        page.stage("recipe", "title")            # a template of section `== recipe title`; page.stage(stage) is enough
+        page.put("\\n")                          # literal text; page.put("def", "code.keyword") labels its words
         with page.span("list.item"):             # structural span
             page.stage("recipe", "step")
-    page.noun("entity.food.fruit") draws a lexicon Word (.path, .forms); page.set("G", page.noun(...)) binds a role to it.
 
-The split of a text is the residue of its own hash (see __init__), so a kind needs no bookkeeping of heads.
+page.noun("entity.food.fruit") draws a lexicon Word (.path, .forms); page.set("G", word) binds a role to it. The split
+of a text is the residue of its own hash (see __init__), so a kind needs no bookkeeping of heads.
 """
 
 import math
@@ -93,7 +97,7 @@ class Draw:
     def table(self, table: Table, taken=()):
         """An item of the table, by its probabilities, none of those taken (unless all are)."""
         share = table.share
-        lost = sum([share[t] for t in taken if t in share]) if taken else 0.0
+        lost = sum([share[t] for t in share.keys() & taken]) if taken else 0.0
         if lost > 0.999:
             taken, lost = (), 0.0
         while True:
@@ -116,7 +120,7 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class Word:
-    """A line of a lexicon: its concept path, forms (`dog`, `dogs`) and extra fields (`m`); `adjectives`: its classes' table."""
+    """A line of a lexicon: its concept path, forms (`dog`, `dogs`) and extra fields (`m`)."""
 
     path: str
     forms: tuple[str, ...]
@@ -202,7 +206,7 @@ class Page:
         return "".join([c.text for c in self.chunks])
 
     def stage(self, *where: str):
-        """Write a template, not yet told in this text, of the stage's section: stage(stage) or stage(register, stage)."""
+        """Write a template of the section, not yet told in this text: stage(stage) or stage(register, stage)."""
         register = where[0] if len(where) == 2 else self.register
         section = self.world.section(register, self.plot, where[-1])
         fresh = [t for t in section if t not in self.told] if self.told else section

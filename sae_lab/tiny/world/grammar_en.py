@@ -1,18 +1,20 @@
 """English: noun phrases, pronouns and adjectives. Its Grammar class is the interface every language implements.
 
 A language is a module grammar_<language>.py with a class `Grammar` that has, as here,
-- `dets`, `preps`, `cases`: the flag words a noun slot may carry (preps: fused prepositions such as fr `à de`, de `in an zu von`);
-- `pronouns`: {form: {"m": .., "f": .., "n": ..}}; the forms are the flag words of a person's or thing's pronoun slot;
-- `first`: {"nom", "acc", "gen" or a pronoun form: word} for a narrator written as "I" by third-person templates. Leave it
-  empty where verbs agree with the person: such a language writes its own first-person sentences;
+- `dets`, `preps`, `cases`: the flag words a noun slot may carry (preps: also fused ones, `à de`, `in an zu von`);
+- `pronouns`: {form: {"m": .., "f": .., "n": ..}}; the forms are the flag words of a pronoun slot;
+- `first`: {"nom", "acc", "gen" or a pronoun form: word} for a narrator written as "I" by third-person templates. Leave
+  it empty where verbs agree with the person: such a language writes its own first-person sentences;
 - `gender(noun, sex)`: "m", "f" or "n" that pronouns and `{X?a:b}` follow (sex: of a person or named animal, else None);
 - `sex(noun)`: the sex a named animal must have because its noun has it, None: free to draw;
 - optionally `person(word, sex)`, the word of a trade for a man or a woman, `stack(one, other)`, two adjectives in order,
   and `origin(place)`, what stands before the place that somebody comes from (`from `, `d'`);
-- `noun(noun, spec, adjective, owner)`, `adjective(word, gender, plural)`, `name(name, spec, sex)`: lists of (text, tags)
-  pieces; a piece that ends in an apostrophe is glued to the next. `spec` is engine.Spec; `owner` the gender of the owner
-  under `his=H`; `adjective` a Word or None. `Word` (engine.Word) holds a lexicon line: path, forms, extra.
+- `noun(noun, spec, adjective, owner)`, `adjective(word, gender, plural)`, `name(name, spec, sex)`: lists
+  of (text, tags) pieces; a piece that ends in an apostrophe is glued to the next. `spec` is engine.Spec; `owner` the
+  gender of the owner under `his=H`; `adjective` an engine.Word, what `stack` made of two, or None.
 """
+
+from typing import ClassVar
 
 VOWELS = "aeiou"
 ORDER = ("quality", "temper", "size", "age", "taste", "colour", "fur", "material")
@@ -25,13 +27,13 @@ class Grammar:
     dets = frozenset(("a", "the", "this", "that", "my", "your", "his", "our", "their", "no", "some"))
     preps = frozenset(("in", "near", "to", "from"))  # `in` is on for hills and islands
     cases = frozenset(("acc", "gen"))
-    pronouns = {
+    pronouns: ClassVar = {
         "he": {"m": "he", "f": "she", "n": "it"},
         "him": {"m": "him", "f": "her", "n": "it"},
         "his": {"m": "his", "f": "her", "n": "its"},
         "himself": {"m": "himself", "f": "herself", "n": "itself"},
     }
-    first = {"nom": "I", "acc": "me", "gen": "my", "he": "I", "him": "me", "his": "my", "himself": "myself"}
+    first: ClassVar = {"nom": "I", "acc": "me", "gen": "my", "he": "I", "him": "me", "his": "my", "himself": "myself"}
 
     def sex(self, noun):
         """English nouns leave an animal's sex open, but for a few."""

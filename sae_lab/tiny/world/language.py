@@ -72,6 +72,7 @@ class World:
         }
         self.tables: dict = {}
         self.literals: dict = {}
+        self.memos: dict = {}
         self.found: dict = {}
         self.sections: dict = {}
         for file in sorted({f"{language}.txt", *(p.name for p in DATA.glob(f"*.{language}.txt"))}):
@@ -79,7 +80,7 @@ class World:
                 self.read_sections(file)
 
     def read_word(self, path: str, rest: str) -> Word:
-        """A lexicon line's word: forms before the first space (a form's own spaces are written _), extra fields after."""
+        """A lexicon line's word: forms up to the first space (their own spaces are written _), then extra fields."""
         forms, *extra = rest.split()
         return Word(path, tuple(f.replace("_", " ") for f in forms.split("/")), tuple(extra))
 
@@ -88,6 +89,7 @@ class World:
         tags = {}
         for word in reversed(self.words):
             kind = "pos.adjective" if word.path.startswith(("attribute.", "sentiment.")) else "pos.noun"
+            kind = "pos.numeral" if word.path.startswith("entity.number") else kind
             for n, one in enumerate(word.forms):
                 plural = ("number.plural",) if kind == "pos.noun" and n == 1 else ()
                 tags[one.lower()] = (word.path, kind, *plural)
@@ -118,7 +120,7 @@ class World:
                 self.sections.setdefault(key, []).append(template)
 
     def vary(self, line: str) -> str:
-        """The template with a choice in place of every phrase that synonyms.<language>.txt knows; slots stay as they are."""
+        """The template with a choice in place of every phrase of synonyms.<language>.txt; slots stay as they are."""
         if not self.phrases:
             return line
         parts = re.split(r"(\{[^}]*\}|\[[\w.=]+ )", line)
@@ -141,7 +143,7 @@ class World:
         return any(t in self.sections for t in self.tries(register, plot, stage))
 
     def tries(self, register: str, plot: str, stage: str) -> list[tuple]:
-        """Where a stage is looked up; `*` registers tell of a third person, whom a narrator only replaces in grammars with `first`."""
+        """Where a stage is looked up; `*` registers tell of a third person, who narrates in grammars with `first`."""
         own = [(register, plot, stage), (register, "*", stage)]
         if register in FIRST_PERSON and not self.grammar.first:
             return own
@@ -197,6 +199,10 @@ class World:
                 words.append((match.start(), match.end(), label))
             found = self.literals[text, tags] = Chunk(text, tuple(words))
         return found
+
+    def memo(self, what: str, spec) -> dict:
+        """The phrases built so far for slots of a sort with the same flags."""
+        return self.memos.setdefault((what, spec), {})
 
     def page(self, draw: Draw, register: str = "", plot: str = "", roles=None) -> Page:
         """An empty page."""

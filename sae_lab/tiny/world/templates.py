@@ -1,4 +1,4 @@
-"""Compiles a template's line (syntax: engine.py) into parts that write themselves on a Page; each phrase is built once."""
+"""Compiles a template's line (syntax: engine.py) into parts that write themselves on a Page, each phrase built once."""
 
 import re
 
@@ -243,7 +243,7 @@ class Compiler:
 
     def anonymous(self, path: str, spec: Spec):
         """{~class flags}"""
-        world, grammar, memo = self.world, self.world.grammar, {}
+        world, grammar, memo = self.world, self.world.grammar, self.world.memo("noun", spec)
         if path in world.names or path in ("m", "f", "place"):
             return self.named(path, spec)
         table = (
@@ -278,7 +278,8 @@ class Compiler:
                 if adjectival:
                     pieces = grammar.adjective(word, gender, spec.plural)
                 elif plain:
-                    pieces = [(word.forms[0], (word.path,))]
+                    part = "pos.numeral" if path.startswith("entity.number") else "pos.noun"
+                    pieces = [(word.forms[0], (word.path, part))]
                 else:
                     one = grammar.person(word, sex) if trade and gendered else word
                     both = stack(adjective, second) if second else adjective
@@ -292,7 +293,7 @@ class Compiler:
 
     def named(self, key: str, spec: Spec):
         """{~place} {~m} {~f}: a name drawn afresh."""
-        world, grammar, memo = self.world, self.world.grammar, {}
+        world, grammar, memo = self.world, self.world.grammar, self.world.memo(key, spec)
         tags = ("pos.name", "entity.place.name") if key == "place" else ("pos.name",)
 
         def op(page: Page):
@@ -306,7 +307,7 @@ class Compiler:
 
     def role(self, role: str, spec: Spec):
         """{ROLE flags}: pronoun, narrator, name or noun phrase, by what the role is and which flags it carries."""
-        grammar, memo = self.world.grammar, {}
+        grammar, memo = self.world.grammar, self.world.memo("role", spec)
 
         def op(page: Page):
             entity = page.entity(role)

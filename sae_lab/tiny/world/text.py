@@ -12,7 +12,7 @@ NO_QUOTES = {"code"}  # kinds whose quotation marks are syntax
 
 
 class Text:
-    """A generated text: `text`, `kind`, `language` (a code such as "fr"), `logp` (nats) and, made when asked for, its labels."""
+    """A generated text: `text`, `kind`, `language` (a code, "fr"), `logp` (nats) and, made on demand, its labels."""
 
     def __init__(self, text, kind, language, logp, chunks, spans):
         self.text, self.kind, self.language, self.logp = text, kind, language, logp
@@ -80,7 +80,7 @@ class Concepts:
 
 
 def token_labels(text: Text, offsets, concepts: Concepts) -> tuple[np.ndarray, np.ndarray]:
-    """(token, concept id) pairs, sorted by token: a word's concepts on its last token, a span's on every token it overlaps.
+    """(token, concept id) pairs by token: a word's concepts are on its last token, a span's on all it overlaps.
 
     `offsets` are the tokens' (start, end) in characters; tokens without characters (specials) carry nothing.
     """
