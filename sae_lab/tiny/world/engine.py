@@ -17,8 +17,8 @@ SLOTS  {ROLE flags}   a role is one entity per text, drawn from its class (or a 
              no some; adj: with the entity's own adjective (drawn once, kept); pl; the grammar's cases and prepositions;
              {O bare}: no article. Without any flag a thing's noun stands bare as well.
   person     {H} name, {H gen} `Omar's`, {H he} {H him} pronouns (the forms of grammar.pronouns), {H he?} name or
-             pronoun where it can only mean H, {H trade the} {H trade a adj} noun phrase of the trade, {P} name of a named
-             animal, {P the} its noun, {H name}: the name even where H is the narrator ("I": {H}, {H acc}, {H gen},
+             pronoun where it can only mean H, {H trade the} {H trade a adj} the trade, {P} name of a named animal,
+             {P the} its noun, {H name}: the name even where H is the narrator ("I": {H}, {H acc}, {H gen},
              {H he} ... become I, me, my, I ... if the grammar has `first`)
   anonymous  {~entity.food.fruit pl adj}: drawn afresh, none the text already used (adj?: an adjective now and then, as
              every noun with `the` or `a` gets; `the baker` may get a name and a place: the baker Felix from Ashford);

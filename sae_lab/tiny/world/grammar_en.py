@@ -7,8 +7,8 @@ A language is a module grammar_<language>.py with a class `Grammar` that has, as
   it empty where verbs agree with the person: such a language writes its own first-person sentences;
 - `gender(noun, sex)`: "m", "f" or "n" that pronouns and `{X?a:b}` follow (sex: of a person or named animal, else None);
 - `sex(noun)`: the sex a named animal must have because its noun has it, None: free to draw;
-- optionally `person(word, sex)`, the word of a trade for a man or a woman, `stack(one, other)`, two adjectives in order,
-  and `origin(place)`, what stands before the place that somebody comes from (`from `, `d'`);
+- optionally `person(word, sex)`, the word of a trade for a man or a woman, `stack(one, other)`, two adjectives put
+  in order, and `origin(place)`, what stands before the place that somebody comes from (`from `, `d'`);
 - `noun(noun, spec, adjective, owner)`, `adjective(word, gender, plural)`, `name(name, spec, sex)`: lists
   of (text, tags) pieces; a piece that ends in an apostrophe is glued to the next. `spec` is engine.Spec; `owner` the
   gender of the owner under `his=H`; `adjective` an engine.Word, what `stack` made of two, or None.
