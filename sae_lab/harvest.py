@@ -290,7 +290,8 @@ def activations(
     if buffer < 2 or not set(needs) <= GIVEN:
         raise ValueError(f"buffer={buffer} must be at least 2, and needs={sorted(needs)} can hold {sorted(GIVEN)}.")
     blocks = token_blocks(lm.tokenizer, text, context, seed, split, **options)
-    about = {"seed": seed, "split": split} | {k: v for k, v in options.items() if k in ("column", "where")}
+    named = {k: getattr(v, "__name__", v) for k, v in options.items() if k in ("column", "where")}
+    about = {"seed": seed, "split": split} | named
     return Activations(lm, wanted, blocks, seed, buffer, frozenset(needs), about)
 
 

@@ -294,7 +294,7 @@ def test_an_edit_changes_its_row_alone_and_equals_a_hook(lm, plain):
     assert rows.rows == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
     tokens = torch.tensor([w.ids for w in rows]).T
     alone = [w.ids[0] for w in lm.generate("the cat sat", max_new_tokens=5)]
-    assert tokens[0].tolist() == alone
+    assert [t for t in tokens[0].tolist() if t >= 0] == alone
     for row, strength in ((1, 3.0), (2, -3.0)):
         so_far = ids
 
@@ -303,7 +303,7 @@ def test_an_edit_changes_its_row_alone_and_equals_a_hook(lm, plain):
             added[:, 0] = x[:, 0]  # the BOS keeps its own value
             return added
 
-        for token in tokens[row].tolist():
+        for token in (t for t in tokens[row].tolist() if t >= 0):
             assert token == int(written(plain, Site("L1R"), add, so_far)[0, -1].argmax())
             so_far = torch.cat([so_far, torch.tensor([[token]])], 1)
     assert tokens[1].tolist() != tokens[2].tolist()

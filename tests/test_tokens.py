@@ -9,9 +9,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from transformers import AutoTokenizer
 
+from sae_lab import tiny
 from sae_lab.tokens import sources, token_blocks
 from sae_lab.tokens.packing import pack, sections
+from sae_lab.tokens.sources import plain
 
 BOS, EOS = 1, 2
 
@@ -28,16 +31,10 @@ def story(i: int, sentences: int = 3) -> str:
 STORIES = [story(i, 1 + i % 5) for i in range(300)]
 
 
-def fields(block):
-    return {f: getattr(block, f) for f in ("ids", "mask", "keep", "doc", "position", "start", "end")} | {
-        "t": block.texts
-    }
-
-
 def same(a, b):
-    return all(
-        torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(fields(a).values(), fields(b).values())
-    )
+    tensors = ("ids", "mask", "keep", "doc", "position", "start", "end")
+    texts = [[plain(t) for t in block.texts] for block in (a, b)]
+    return texts[0] == texts[1] and all(torch.equal(getattr(a, f), getattr(b, f)) for f in tensors)
 
 
 def test_a_block_is_a_function_of_seed_split_and_number(tokenizer):
@@ -275,3 +272,12 @@ def test_the_worlds_texts_come_with_their_labels(tokenizer):
     assert [block.text(block.first + i) for i in range(6)] == [t.text for t in block.texts]
     assert all(t.labels() for t in block.texts)
     assert same(blocks.block(2), block)
+
+
+def test_the_embedded_llama_reads_texts_packed_as_it_was_trained():
+    words = AutoTokenizer.from_pretrained(tiny.folder("tiny"))
+    block = token_blocks(words, "world", documents=4).block(0)
+    ids = block.ids[block.doc == 0].tolist()
+    assert (ids[0], ids[-1]) == (words.bos_token_id, words.eos_token_id)
+    assert words.decode(ids, skip_special_tokens=True) == block.text(0)
+    assert token_blocks(little.tokenizer(), "world").describe()["eos"] is False
