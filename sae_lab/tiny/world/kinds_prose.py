@@ -126,7 +126,7 @@ def weather_report(page: Page):
     season = SEASONS[MONTHS.index(month.path.rpartition(".")[2])]
     page.plot = season
     people(page, "H", L="entity.place.outdoor")
-    page.values["month"] = chunk([(month.forms[0], (month.path,))])
+    page.values["month"] = chunk([(month.forms[0], (month.path, "pos.noun"))])
     page.values["date"] = number(page.draw.integer(2, 28))
     low = degrees(page, *LOWS[season])
     high = degrees(page, low + RISE[season][0], low + RISE[season][1])
@@ -273,10 +273,10 @@ def qa(page: Page):
     topic, classes = QA[page.plot]
     people(page, "HF", **classes)
     makers = {
-        "n": lambda p: chunk([((w := p.noun("entity.number")).forms[0], (w.path,))]),
+        "n": lambda p: chunk([((w := p.noun("entity.number")).forms[0], (w.path, "pos.numeral"))]),
         "town": lambda p: name_of(p, "place"),
         "from": lambda p: name_of(p, "place"),
-        "day": lambda p: chunk([((w := p.noun("entity.time.day")).forms[0], (w.path,))]),
+        "day": lambda p: chunk([((w := p.noun("entity.time.day")).forms[0], (w.path, "pos.noun"))]),
         "vehicle": lambda p: fixed(p, p.noun(union("entity.vehicle", "bus train boat car bicycle"))),
         "event": lambda p: fixed(p, p.noun("entity.event"), det="a"),
         "hour": lambda p: p.world.literal(f"{p.draw.pick(HOURS)} o'clock"),
@@ -307,7 +307,7 @@ def lesson(page: Page):
     page.entity("H").word = next(w for w in page.world.words if w.path == "entity.person.trade.teacher")
     page.values["town"] = name_of(page, "place")
     day = page.noun(union("entity.time.day", "monday friday tuesday wednesday thursday"))
-    page.values["day"] = chunk([(day.forms[0], (day.path,))])
+    page.values["day"] = chunk([(day.forms[0], (day.path, "pos.noun"))])
     page.stage("title")
     page.put("\n")
     page.stage("open")

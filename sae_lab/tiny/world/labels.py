@@ -4,7 +4,7 @@ import re
 from functools import cache
 
 PREFIXES = {"pos": "syntax.pos", "tense": "syntax.tense", "number": "syntax.number", "person": "syntax.person"}
-WORD = re.compile(r"(?!(?<=['’])s\b)(?:\d+(?:[.,:]\d+)*|[^\W\d_]+(?:[-_][^\W\d_]+)*|_)")
+WORD = re.compile(r"o['’]clock|(?!(?<=['’])s\b)(?:\d+(?:[.,:]\d+)*|[^\W\d_]+(?:[-_][^\W\d_]+)*|_)")
 ACCENTS = str.maketrans("àâäáéèêëíîïìóôöòúûüùñçœ", "aaaaeeeeiiiioooouuuunco")
 TABLE: list[frozenset] = []  # label set of every id; grows as words are first met
 _ids: dict[frozenset, int] = {}
