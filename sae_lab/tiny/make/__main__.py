@@ -22,9 +22,11 @@ import torch
 from sae_lab import tiny
 
 from . import bpe
+from .answers import NEEDED, obedience
+from .chat import chat
 from .export import export, measure, report
 from .run import End, Plan, Run, training
-from .stream import world_documents
+from .stream import training_documents, world_documents
 
 SMOKE = Plan(d_model=64, layers=2, heads=2, kv_heads=1, mlp=128, rows=2, warmup=10)
 
@@ -56,7 +58,7 @@ def tokenizer(args) -> None:
 def train(args) -> None:
     """Trains, exports and checks."""
     words = (args.out if args.smoke else tiny.FOLDERS["tiny"]) / "tokenizer.json"
-    run = Run(SMOKE if args.smoke else Plan(), args.run, words, world_documents, args.device)
+    run = Run(SMOKE if args.smoke else Plan(), args.run, words, training_documents, args.device)
     end = End(args.tokens, args.minutes, args.decay_now)
     signal.signal(signal.SIGTERM, lambda *_: setattr(end, "stop", True))
     for loss, pace in training(run, end, args.replicas, not args.eager):
@@ -85,15 +87,15 @@ def main(argv=None) -> None:
     elif args.verb == "train":
         train(args)
     elif args.verb == "export":
-        run = Run(Plan(), args.run, tiny.FOLDERS["tiny"] / "tokenizer.json", world_documents)
+        run = Run(Plan(), args.run, tiny.FOLDERS["tiny"] / "tokenizer.json", training_documents)
         export(run, args.out or tiny.FOLDERS["tiny"], args.tokens or 100_000)
     elif args.verb == "chat":
-        from .chat import chat
-
-        chat(args)
+        chat(args.tokens, args.out or tiny.FOLDERS["tiny-chat"], args.replicas, not args.eager, args.device)
     else:
-        folder = args.out or tiny.FOLDERS["tiny"]
-        print(report(measure(folder, args.tokens or 400_000)))
+        print(report(measure(args.out or tiny.FOLDERS["tiny"], args.tokens or 400_000)))
+        if not args.out:
+            for group, found in obedience().items():
+                print(f"chat: {group} as asked in {found['share']:.1%} of {found['n']} (needed {NEEDED[group]:.0%})")
 
 
 if __name__ == "__main__":

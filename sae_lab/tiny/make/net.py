@@ -15,9 +15,10 @@ CHUNK = 1024  # tokens whose logits exist at one time
 IGNORE = -100  # a target that is not learned from
 
 Heads = Float[Tensor, "batch head seq d_head"]
+Queries = Float[Tensor, "batch head block d_head"]
 
 
-def _probabilities(q: Heads, k: Heads, start: int, future: Tensor) -> Float[Tensor, "batch head block keys"]:
+def _probabilities(q: Queries, k: Heads, start: int, future: Tensor) -> Float[Tensor, "batch head block keys"]:
     size = q.shape[2]
     scores = q @ k[:, :, : start + size].transpose(-1, -2)
     scores[..., start:] += future[:size, :size]

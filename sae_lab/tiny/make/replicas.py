@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from .net import Net
-from .stream import targets
 
 
 def views(flat: torch.Tensor, model: nn.Module) -> list[torch.Tensor]:
@@ -29,11 +28,10 @@ def _work(pipe, build, arguments, compiled: bool, weights: torch.Tensor, gradien
     net = Net(model, compiled)
     while True:
         try:
-            rows = pipe.recv()
+            rows, target = pipe.recv()
         except EOFError:  # the trainer has ended
             return
         gradients.zero_()
-        target = targets(rows)
         loss = net.loss(torch.from_numpy(rows.astype("int64")), torch.from_numpy(target))
         loss.backward()
         pipe.send((loss.item(), int((target >= 0).sum())))
@@ -45,9 +43,8 @@ class Alone:
     def __init__(self, model: nn.Module, device: str, compiled: bool):
         self.net, self.device = Net(model, compiled), device
 
-    def learn(self, rows: np.ndarray) -> tuple[float, int]:
-        """(mean loss, targets) of packed rows; leaves the mean loss's gradient in the model."""
-        target = targets(rows)
+    def learn(self, rows: np.ndarray, target: np.ndarray) -> tuple[float, int]:
+        """(mean loss, how many targets) of packed rows; leaves the mean loss's gradient in the model."""
         ids, wanted = (torch.from_numpy(a).to(self.device) for a in (rows.astype("int64"), target))
         loss = self.net.loss(ids, wanted)
         loss.backward()
@@ -77,9 +74,10 @@ class Replicas:
             theirs.close()
             self.pipes.append(ours)
 
-    def learn(self, rows: np.ndarray) -> tuple[float, int]:
-        """(mean loss, targets) of packed rows; leaves the mean loss's gradient in the model."""
-        for pipe, part in zip(self.pipes, np.array_split(rows, len(self.pipes))):
+    def learn(self, rows: np.ndarray, target: np.ndarray) -> tuple[float, int]:
+        """(mean loss, how many targets) of packed rows; leaves the mean loss's gradient in the model."""
+        n = len(self.pipes)
+        for pipe, *part in zip(self.pipes, np.array_split(rows, n), np.array_split(target, n)):
             pipe.send(part)
         found = [pipe.recv() for pipe in self.pipes]
         total = sum(count for _, count in found)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from .net import llama
 from .replicas import Alone, Replicas
-from .stream import BOS, EOS, PAD, Documents, Stream, world_documents
+from .stream import BOS, EOS, PAD, Documents, Stream, targets
 
 IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 
@@ -56,7 +56,7 @@ class Place:
 class Run:
     """A model, its optimisers and its place, saved in and restored from `folder`."""
 
-    def __init__(self, plan: Plan, folder: Path, tokenizer: str, documents: Documents, device="cpu"):
+    def __init__(self, plan: Plan, folder: Path, tokenizer: str | Path, documents: Documents, device="cpu"):
         from tokenizers import Tokenizer
 
         vocabulary = Tokenizer.from_file(str(tokenizer)).get_vocab_size()
@@ -94,7 +94,8 @@ class Run:
 
     def step(self, stream: Stream, learner: Alone | Replicas) -> float:
         """One step on the stream's next rows; the loss before it."""
-        loss, tokens = learner.learn(stream.next(self.plan.rows))
+        rows = stream.next(self.plan.rows)
+        loss, tokens = learner.learn(rows, targets(rows))
         factor = self.factor()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
         for optimiser in self.optimisers.values():
@@ -209,6 +210,3 @@ def training(run: Run, end: End, replicas=0, compiled=False, save_every: float =
     finally:
         stream.close()
         learner.close()
-
-
-__all__ = ["End", "Place", "Plan", "Run", "metadata", "training", "world_documents"]
