@@ -1,17 +1,11 @@
 """The sparse core against dense autograd in float64, exact choices against torch's, memory, bits, NaN."""
 
-import hashlib
 from itertools import pairwise
-import subprocess
-import sys
-import threading
 
-import numpy as np
 import pytest
 import torch
 
 from sae_lab.sparse import (
-    Adam,
     Latents,
     Rule,
     Support,

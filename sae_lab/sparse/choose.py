@@ -63,6 +63,10 @@ class Rule(ABC):
         """The amount where only the latents `index` take part."""
         return amount
 
+    def density(self, amount: Any, chunks: Chunks) -> float:
+        """What share of the scores will be chosen, if that is known beforehand; else 0."""
+        return 0.0
+
     def generous(self, amount: Any, margin: Callable[[Tensor], Tensor]) -> Any:
         """An amount that holds the exact choice where scores are rounded; `margin(floor)`: by how much, per latent."""
         return amount
@@ -77,10 +81,10 @@ class TopK(Rule):
 
     def choose(self, chunks: Chunks, amount: int) -> Support:
         k = min(amount, chunks.d_sae)
-        found = [backend_of(score).largest(score, k) for _, score in chunks]
-        return Support(
-            torch.cat([latent for latent, _ in found]), starts(torch.cat([n for _, n in found])), chunks.d_sae
-        )
+        return _support(chunks.d_sae, [backend_of(score).largest(score, k) for _, score in chunks])
+
+    def density(self, amount: int, chunks: Chunks) -> float:
+        return amount / max(1, chunks.d_sae)
 
     def generous(self, amount: int, margin: Callable[[Tensor], Tensor]) -> int:
         return amount + 16
@@ -94,6 +98,9 @@ class BatchTopK(Rule):
 
     def choose(self, chunks: Chunks, amount: int) -> Support:
         return _pooled(chunks, torch.tensor([amount]), amount, _by_batch)
+
+    def density(self, amount: int, chunks: Chunks) -> float:
+        return amount / max(1, chunks.tok * chunks.d_sae)
 
     def generous(self, amount: int, margin: Callable[[Tensor], Tensor]) -> int:
         return amount + max(16, amount // 8)
@@ -122,13 +129,7 @@ class Above(Rule):
     """Everything over a floor."""
 
     def choose(self, chunks: Chunks, amount: Tensor | float) -> Support:
-        found = []
-        for _, score in chunks:
-            latent, count, _ = backend_of(score).above(score, _floor(amount, score))
-            found.append((latent, count))
-        return Support(
-            torch.cat([latent for latent, _ in found]), starts(torch.cat([n for _, n in found])), chunks.d_sae
-        )
+        return _support(chunks.d_sae, [backend_of(score).above(score, _floor(amount, score)) for _, score in chunks])
 
     def within(self, amount: Tensor | float, index: Tensor) -> Tensor | float:
         return amount[index] if isinstance(amount, Tensor) and amount.dim() else amount
@@ -151,23 +152,25 @@ def _pooled(chunks: Chunks, quota: Tensor, total: int, prune: Callable) -> Suppo
     Whatever exceeds the floor joins a pool. A full pool is pruned to the quota, and the least that stayed becomes the
     new floor: nothing at or below it can be in the answer, since `quota` better or earlier ones are known.
     """
-    floor, parts, values, held = torch.zeros(()), [], [], 0
+    floor, parts = torch.zeros(()), []
 
     def pruned():
-        s, value = Support.join(parts), torch.cat(values)
-        keep, least = prune(s, value, quota.to(value.device))
-        return s.subset(keep), value[keep], least
+        pool = Support.join(parts)
+        keep, least = prune(pool, pool.score, quota.to(pool.score.device))
+        return pool.subset(keep), least if len(least) == chunks.d_sae else least[0]
 
     for _, score in chunks:
-        latent, count, value = backend_of(score).above(score, _floor(floor, score))
-        parts.append(Support(latent, starts(count), chunks.d_sae))
-        values.append(value)
-        held += len(latent)
-        if held > 2 * total:
-            s, value, floor = pruned()
-            parts, values, held = [s], [value], len(value)
-            floor = floor if len(floor) == chunks.d_sae else floor[0]
+        parts.append(_support(chunks.d_sae, [backend_of(score).above(score, _floor(floor, score))]))
+        if sum(len(part.latent) for part in parts) > 2 * total:
+            pool, floor = pruned()
+            parts = [pool]
     return pruned()[0]
+
+
+def _support(d_sae: int, found: list[tuple[Tensor, Tensor, Tensor]]) -> Support:
+    """One support from the (latent, count, score) of several chunks."""
+    latent, count, score = map(torch.cat, zip(*found))
+    return Support(latent, starts(count), d_sae, score=score)
 
 
 def _by_batch(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:

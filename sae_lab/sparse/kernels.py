@@ -49,14 +49,26 @@ def cut(start, part):
 @jit(parallel=True)
 @no_type_check
 def dots(start, col, rows, W, out):
-    """out[p] = <rows[t], W[col[p]]> for each nonzero p of row t."""
+    """out[p] = <rows[t], W[col[p]]> for each nonzero p of row t; four at a time."""
     for part in numba.prange(PARTS):
         for t in range(cut(start, part), cut(start, part + 1)):
-            for p in range(start[t], start[t + 1]):
-                r, s = col[p], out.dtype.type(0)
-                for c in range(W.shape[1]):
-                    s += rows[t, c] * W[r, c]
-                out[p] = s
+            x, p, end, zero = rows[t], start[t], start[t + 1], out.dtype.type(0)
+            while p + 4 <= end:
+                i, j, k, l = col[p], col[p + 1], col[p + 2], col[p + 3]
+                a, b, c, d = zero, zero, zero, zero
+                for n in range(W.shape[1]):
+                    a += x[n] * W[i, n]
+                    b += x[n] * W[j, n]
+                    c += x[n] * W[k, n]
+                    d += x[n] * W[l, n]
+                out[p], out[p + 1], out[p + 2], out[p + 3] = a, b, c, d
+                p += 4
+            while p < end:
+                i, a = col[p], zero
+                for n in range(W.shape[1]):
+                    a += x[n] * W[i, n]
+                out[p] = a
+                p += 1
 
 
 @jit(parallel=True)
@@ -127,8 +139,8 @@ def kth_largest(a, k):
 
 @jit()
 @no_type_check
-def select(row, k, best, lane, found, near, out):
-    """Columns of the k largest positive of `row`, ascending; ties go to the lowest column. Returns how many.
+def select(row, k, best, lane, found, near, out, value):
+    """Columns and values of the k largest positive of `row`, by column; ties go to the lowest. Returns how many.
 
     `row` is floats seen as integers: for positive numbers the order is the same. `best` takes the largest of each
     lane (column modulo lanes); the k-th of those bounds the answer from below, and only lanes that reach it are read
@@ -162,21 +174,21 @@ def select(row, k, best, lane, found, near, out):
     for q in range(m):
         if near[q] > kth or (near[q] == kth and ties > 0):
             ties -= near[q] == kth
-            out[got] = found[q]
+            out[got], value[got] = found[q], near[q]
             got += 1
     return got
 
 
 @jit(parallel=True)
 @no_type_check
-def select_rows(key, k, lanes, out, count):
-    """The k largest positive of every row, into out[t, :count[t]]."""
+def select_rows(key, k, lanes, out, value, count):
+    """The k largest positive of every row, into out[t, :count[t]] and value."""
     tok, n = key.shape
     for part in numba.prange(PARTS):
         best, near = np.empty(lanes, key.dtype), np.empty(n, key.dtype)
         lane, found = np.empty(lanes, np.int32), np.empty(n, np.int32)
         for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
-            count[t] = select(key[t], k, best, lane, found, near, out[t])
+            count[t] = select(key[t], k, best, lane, found, near, out[t], value[t])
 
 
 @jit(parallel=True)
@@ -200,6 +212,31 @@ def prune(start, key, quota, keep, floor):
                 ties -= tied
                 kept[i] = q > 0 and (group[i] > kth or tied)
             floor[g] = kth if ties == 0 and q > 0 else zero
+
+
+@jit(parallel=True)
+@no_type_check
+def count_kept(start, keep, count):
+    """How many of each row are marked."""
+    for part in numba.prange(PARTS):
+        for t in range(cut(start, part), cut(start, part + 1)):
+            n = 0
+            for p in range(start[t], start[t + 1]):
+                n += keep[p]
+            count[t] = n
+
+
+@jit(parallel=True)
+@no_type_check
+def fill_kept(start, keep, col, value, new, out, kept):
+    """The marked columns and values of each row, from place new[t] on."""
+    for part in numba.prange(PARTS):
+        for t in range(cut(start, part), cut(start, part + 1)):
+            q = new[t]
+            for p in range(start[t], start[t + 1]):
+                if keep[p]:
+                    out[q], kept[q] = col[p], value[p]
+                    q += 1
 
 
 @jit()
@@ -246,10 +283,16 @@ def fill_above(score, half, floor, start, latent, value):
             for b in range(0, n, 256):
                 piece, low = score[t, b : b + 256], floor[b : b + 256]
                 widen(piece, half, bits, wide)
-                for i in range(piece.size):
-                    if not wide[i] <= low[i]:
-                        latent[p], value[p] = b + i, wide[i]
-                        p += 1
+                for c in range(0, piece.size, 64):
+                    near, under = wide[c : min(c + 64, piece.size)], low[c : c + 64]
+                    hits = np.int32(0)
+                    for i in range(near.size):
+                        hits += np.int32(0) if near[i] <= under[i] else np.int32(1)
+                    if hits > 0:  # most stretches have none, and counting is vectorised
+                        for i in range(near.size):
+                            if not near[i] <= under[i]:
+                                latent[p], value[p] = b + c + i, near[i]
+                                p += 1
 
 
 @jit(parallel=True)

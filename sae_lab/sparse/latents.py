@@ -26,12 +26,19 @@ CACHE = 2**24  # bytes of W up to which the first number holds
 
 
 class Support:
-    """Where a batch is nonzero: latents `latent[start[t]:start[t + 1]]` of token t, ascending, each once."""
+    """Where a batch is nonzero: latents `latent[start[t]:start[t + 1]]` of token t, ascending, each once.
 
-    def __init__(self, latent: Places, start: Starts, d_sae: int, order: Tensor | None = None):
+    Attributes:
+        order: of a transposed support: where each nonzero was.
+        score: what each nonzero was chosen by, where that is known.
+    """
+
+    def __init__(
+        self, latent: Places, start: Starts, d_sae: int, order: Tensor | None = None, score: Tensor | None = None
+    ):
         if len(latent) >= 2**31:
             raise ValueError(f"{len(latent)} nonzeros in one batch; the limit is 2**31. Use fewer tokens per batch.")
-        self.latent, self.start, self.d_sae, self.order = latent, start, d_sae, order
+        self.latent, self.start, self.d_sae, self.order, self.score = latent, start, d_sae, order, score
         self._touched: dict[float, tuple[Tensor, Tensor] | None] = {}
 
     @property
@@ -52,9 +59,9 @@ class Support:
 
     @classmethod
     def join(cls, parts: Sequence["Support"]) -> "Support":
-        """The tokens of several supports, one after another."""
-        count = torch.cat([part.start.diff() for part in parts])
-        return cls(torch.cat([part.latent for part in parts]), starts(count), parts[0].d_sae)
+        """The tokens of several supports with scores, one after another."""
+        latent, count, score = zip(*((part.latent, part.start.diff(), part.score) for part in parts))
+        return cls(torch.cat(latent), starts(torch.cat(count)), parts[0].d_sae, score=torch.cat(score))
 
     @cached_property
     def T(self) -> "Support":
@@ -91,11 +98,12 @@ class Support:
 
     def relabel(self, index: Tensor, d_sae: int) -> "Support":
         """The same nonzeros in a wider dictionary: latent i is called index[i]. `index` ascends."""
-        return Support(index[self.latent].int(), self.start, d_sae)
+        return Support(index[self.latent].int(), self.start, d_sae, score=self.score)
 
     def subset(self, keep: Tensor) -> "Support":
-        """The nonzeros that `keep` marks."""
-        return Support(self.latent[keep], starts(keep)[self.start], self.d_sae)
+        """The nonzeros that `keep` marks, with their scores."""
+        latent, count, score = backend_of(keep).compact(self.start, self.latent, self.score, keep)
+        return Support(latent, starts(count), self.d_sae, score=score)
 
 
 def starts(count: Tensor) -> Tensor:
@@ -181,10 +189,10 @@ class Latents:
 
     value: Values
     support: Support
-    lead: tuple[int, ...] = ()
+    lead: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        if not self.lead:
+        if self.lead is None:
             object.__setattr__(self, "lead", (self.support.tok,))
 
     def at(self, vector: PerLatent) -> Values:

@@ -50,16 +50,19 @@ def transpose(start: Tensor, latent: Tensor, d_sae: int) -> tuple[Tensor, Tensor
     return tuple(map(torch.from_numpy, run(kernels.transpose, start, latent, d_sae)))
 
 
-def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The latents of each token's k largest positive scores, ascending, and how many each token has."""
+def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The latents of each token's k largest positive scores, ascending, how many each token has, and the scores."""
     if score.numel() and not (score[0].sum() + score[:, 0].sum()).isfinite():  # a NaN in x fills a row, in W a column
         score = torch.where(score.isnan(), torch.nan, score)  # as integers, negative NaNs would be small
     tok, d_sae = score.shape
     lanes = min(max(64, 1 << (8 * k - 1).bit_length()), d_sae)
-    out, count = torch.empty(tok, k, dtype=torch.int32), torch.empty(tok, dtype=torch.long)
-    run(kernels.select_rows, score.contiguous().view(INTEGER[score.dtype]), k, lanes, out, count)
-    full = bool((count == k).all())
-    return out.ravel() if full else out[torch.arange(k) < count[:, None]], count
+    out, value = torch.empty(tok, k, dtype=torch.int32), torch.empty(tok, k, dtype=score.dtype)
+    count, integer = torch.empty(tok, dtype=torch.long), INTEGER[score.dtype]
+    run(kernels.select_rows, score.contiguous().view(integer), k, lanes, out, value.view(integer), count)
+    if bool((count == k).all()):
+        return out.ravel(), count, value.ravel()
+    there = torch.arange(k) < count[:, None]
+    return out[there], count, value[there]
 
 
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,6 +84,16 @@ def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
     integer = INTEGER[score.dtype]
     run(kernels.prune, start, score.view(integer), quota, keep, floor.view(integer))
     return keep, floor.masked_fill_(quota == 0, torch.inf)
+
+
+def compact(start: Tensor, latent: Tensor, value: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The latents that `keep` marks, how many each token has, and their values."""
+    count = torch.empty(len(start) - 1, dtype=torch.long)
+    run(kernels.count_kept, start, keep, count)
+    new = torch.cat([count.new_zeros(1), count.cumsum(0)])
+    out, kept = latent.new_empty(int(new[-1])), value.new_empty(int(new[-1]))
+    run(kernels.fill_kept, start, keep, latent, value, new, out, kept)
+    return out, count, kept
 
 
 def adam_rows(W, grad, m, v, *, scale, lr, betas, eps, step, unit) -> None:

@@ -17,6 +17,7 @@ from .scratch import scratch
 
 CHUNK_BYTES = 2**23  # of scores that exist at a time
 FEWEST = 64  # tokens in a chunk at least: below, the weights are read too often
+EXACT_ABOVE = 0.2  # share that is chosen above which exact numbers for all cost less than for a generous choice
 
 Score = Callable[[Tensor, slice], Tensor]
 
@@ -89,17 +90,21 @@ class PreActs:
             signed: choose by absolute value; `keep` returns the signed values.
         """
         index = None if among is None or score is not None else among.nonzero()[:, 0]
-        exact = self.choose_in == self.centred.dtype or (score is not None and rule is above)
-        dtype = self.centred.dtype if exact else self.choose_in
+        part = amount if index is None else rule.within(amount, index)
         chunks = Chunks(
             self.tok,
             self.d_sae if index is None else len(index),
-            lambda: self._scored(dtype, index, among, score, signed),
+            lambda: self._scored(self.centred.dtype if exact else self.choose_in, index, among, score, signed),
         )
-        part = amount if index is None else rule.within(amount, index)
+        exact = self.choose_in == self.centred.dtype or rule.density(part, chunks) > EXACT_ABOVE
+        exact = exact or (score is not None and rule is above)  # no margin is known for a floor on a score
         s = rule.choose(chunks, part if exact else rule.generous(part, lambda floor: self._margin(floor, index)))
         full = s if index is None else s.relabel(index, self.d_sae)
-        return full if exact else self._cut(rule, s, full, part, score, signed)
+        if not exact:
+            return self._cut(rule, s, full, part, score, signed)
+        if score is None and not signed and full.score is not None:
+            self.found[full] = full.score
+        return full
 
     def over(self, floor: Tensor | float) -> Support:
         """Everything over `floor`, one number or one per latent, exactly, however coarse the numbers to choose from."""
@@ -135,8 +140,8 @@ class PreActs:
         value = self.values(full)
         by = value if score is None else self._score_at(full, value, score)
         keep = rule.cut(s, by.abs() if signed else by, amount)
-        exact = full.subset(keep)
-        self.found[exact] = value[keep]
+        exact = Support(full.latent, full.start, full.d_sae, score=value).subset(keep)
+        self.found[exact] = exact.score
         return exact
 
     def _score_at(self, s: Support, value: Tensor, score: Score) -> Tensor:
@@ -167,7 +172,7 @@ class PreActs:
         W, b = (None if t is None else t.detach() if index is None else t.detach()[index] for t in (W, b))
         x, W, b = (None if t is None else t.to(dtype) for t in (self.centred, W, b))
         step = self._step(len(W), dtype)
-        for t in range(0, self.tok, step):
+        for t in range(0, max(1, self.tok), step):  # no tokens: one empty chunk
             rows = x[t : t + step]
             out = scratch((len(rows), len(W)), W.dtype, W.device)
             torch.mm(rows, W.T, out=out) if b is None else torch.addmm(b, rows, W.T, out=out)

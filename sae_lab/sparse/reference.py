@@ -26,11 +26,11 @@ def transpose(start: Tensor, latent: Tensor, d_sae: int) -> tuple[Tensor, Tensor
     return _starts(count), _row(start)[order].int(), order.int()
 
 
-def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The latents of each token's k largest positive scores, ascending, and how many each token has."""
+def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The latents of each token's k largest positive scores, ascending, how many each token has, and the scores."""
     order = score.sort(dim=1, descending=True, stable=True).indices[:, :k]
     mask = torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, True) & ~(score <= 0)
-    return mask.nonzero()[:, 1].int(), mask.sum(1)
+    return mask.nonzero()[:, 1].int(), mask.sum(1), score[mask]
 
 
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,6 +54,11 @@ def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
     return keep, floor.masked_fill_(quota == 0, torch.inf)
 
 
+def compact(start: Tensor, latent: Tensor, value: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The latents that `keep` marks, how many each token has, and their values."""
+    return latent[keep], _starts(keep)[start].diff(), value[keep]
+
+
 @torch.no_grad()
 def adam_rows(W, grad, m, v, *, scale, lr, betas, eps, step, unit) -> None:
     """One pass of Adam over the rows of W, in place; `unit`: gradient along each row removed, rows end at norm 1."""
@@ -71,4 +76,4 @@ def _row(start: Tensor) -> Tensor:
 
 
 def _starts(count: Tensor) -> Tensor:
-    return torch.cat([count.new_zeros(1), count.cumsum(0)])
+    return torch.cat([count.new_zeros(1, dtype=torch.long), count.cumsum(0)])
