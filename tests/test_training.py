@@ -299,6 +299,40 @@ def test_an_sae_left_in_the_middle_eats_raw_activations_too(tmp_path):
     assert fvu(sae, x) < 1.5 * step.fvu
 
 
+def test_leaving_at_the_last_step_leaves_a_finished_run(tmp_path):
+    for step in train(topk(), Stream(), 640, run=tmp_path / "run", **KNOBS):
+        if step.index == step.steps:
+            break
+    assert Run(tmp_path / "run").status["state"] == "done"
+
+
+def test_a_wish_of_a_process_that_died_does_not_bind_the_next(tmp_path):
+    run = Run(tmp_path / "run")
+    for _ in islice(train(topk(), Stream(), 640, run=run.folder, **KNOBS), 3):
+        pass
+    run.control("pause")
+    status = json.loads((run.folder / "status.json").read_text())
+    (run.folder / "status.json").write_text(json.dumps(status | {"state": "paused", "pid": 2**22 + 1}))
+    assert [s.index for s in train(topk(), Stream(), 640, run=run.folder, **KNOBS)][-1] == 10
+
+
+def test_an_interrupted_calibration_ends_before_it_is_raised(tmp_path):
+    class Slow(TopK):
+        @torch.no_grad()
+        def calibrate(self, chunks):
+            os.kill(os.getpid(), signal.SIGINT)
+            self.b_dec.add_(1.0)
+
+    sae, plain = variant(Slow), topk()
+    with pytest.raises(KeyboardInterrupt):
+        list(train(sae, Stream(), 640, run=tmp_path / "run", snapshots=0, **KNOBS))
+    list(train(plain, Stream(), 640, **KNOBS))
+    run = Run(tmp_path / "run")
+    assert run.status["state"] == "done"
+    assert run.checkpoints.steps == []
+    torch.testing.assert_close(run.sae.b_dec, plain.b_dec + 1 / run.config["scale"])
+
+
 class Interrupted(Stream):
     """Ctrl-C in the middle of the n-th step."""
 

@@ -152,8 +152,12 @@ class Diary:
         self.beaten = time.monotonic()
         left = (step.steps - step.index) * step.tokens / max(1, step.index)
         eta = left / step.rate if step.rate else None
-        for run in self.runs:
-            run.beat(state, step=step.index, steps=step.steps, tokens=step.tokens, rate=step.rate, eta=eta, **more)
+        numbers = {"step": step.index, "steps": step.steps, "tokens": step.tokens, "rate": step.rate, "eta": eta}
+        try:
+            for run in self.runs:
+                run.beat(state, **numbers, **more)
+        except DiskFull as full:
+            self.remark(f"status not written: {full.strerror}")
 
     def wish(self) -> str:
         """What is asked of this training, in any of its folders; costs one stat per folder."""

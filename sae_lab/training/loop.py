@@ -11,6 +11,7 @@ Unusual here:
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ class _Training:
         self.index, self.whole = 0, True  # steps done; False in the middle of one
         self.rows: dict[str, Any] = {}
         self.records: tuple[Record, ...] = ()
-        self.measured, self.rate, self.clock = 0, 0.0, (time.perf_counter(), 0)
+        self.measured, self.rate = 0, 0.0
+        self.timed, self.spent, self.began = 0, 0.0, time.perf_counter()  # since step `timed`, before `began`
         self.rng = own_rng(config.seed, {member.silent.device for member in members})
 
     def run(self, described: dict[str, Any], resume: bool) -> Iterator[Step]:
@@ -84,8 +86,9 @@ class _Training:
             self.diary.open(self.members, self.source, described, resume)
             yield from self._already_done() if self.diary.done else self._all_steps()
         except (GeneratorExit, KeyboardInterrupt):
-            self._save()
-            self.diary.beat("stopped", self._step())
+            if not self.diary.done:
+                self._save()
+                self.diary.beat("stopped", self._step())
             raise
         except BaseException as error:
             self.diary.beat("failed", self._step(), error=f"{type(error).__name__}: {error}")
@@ -102,13 +105,14 @@ class _Training:
         while self.index < self.steps:
             if self._stopped():
                 return
-            with uninterrupted():
+            with uninterrupted(), self._timed():
                 measured = self._advance()
                 self.diary.log(self._step(), measured)
                 self._keep()
             if self.index < self.steps:
                 yield self.diary.noted(self._step())
-        self._finish()
+        with uninterrupted():
+            self._finish()
         yield self.diary.noted(self._step())
 
     def _advance(self) -> bool:
@@ -142,10 +146,17 @@ class _Training:
                         f"Loss term {name!r} of {record.variant} at {record.site} is {value} at step {self.index + 1}. "
                         "Lower lr, or look for infinities in the activations; the last checkpoint is intact."
                     )
-        now, (before, index) = time.perf_counter(), self.clock
-        self.measured = self.index + 1
-        self.rate = (self.measured - index) * self.config.batch / max(now - before, 1e-9)
-        self.clock = (now, self.measured)
+        now, steps = time.perf_counter(), self.index + 1 - self.timed
+        self.rate = steps * self.config.batch / max(self.spent + now - self.began, 1e-9)
+        self.measured = self.timed = self.index + 1
+        self.spent, self.began = 0.0, now
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Counts the time of the steps alone, not that of whoever consumes them, nor a pause."""
+        self.began = time.perf_counter()
+        yield
+        self.spent += time.perf_counter() - self.began
 
     def _keep(self) -> None:
         """A snapshot and a checkpoint, if it is time for them."""
@@ -179,7 +190,7 @@ class _Training:
             self.index, self.measured = state["index"], state["measured"]
             self.records = tuple(Record(**record) for record in state["records"])
             self.rng |= rng
-            self.clock = (time.perf_counter(), self.index)
+            self.timed = self.index
         return bool(state)
 
     def _stopped(self) -> bool:
@@ -200,6 +211,7 @@ class _Training:
 
     def _finish(self) -> None:
         """Sets inference thresholds on fresh training rows, folds the scales, writes the SAEs."""
+        self.whole = False  # what follows is no state to go on from
         wanting = [m for m in self.members if type(m.sae).calibrate is not SAE.calibrate]
         fresh = self._draw(self.config.calibration_tokens) if wanting or not self.steps else {}
         for member in wanting:

@@ -71,7 +71,7 @@ class Member:
         self.adam.step(min(1.0, clip / max(self.adam.grad_norm(), 1e-12)) if clip else 1.0)
         self.adam.zero_grad()
         self.silent += len(out.x_hat)
-        self.silent[out.z.fired] = 0
+        self.silent.masked_fill_(out.z.fired, 0)
         rows = self.sae.after_step()
         if rows is not None:
             for name, weight in self.adam.params.items():
