@@ -177,7 +177,9 @@ def example_stage(word: Word) -> str:
     _, kind_, group = (*word.path.split("."), "")[:3]
     if group == "trade":
         return "trade"
-    return {"animal": "animal", "food": "food", "place": "place"}.get(kind_, "thing")
+    return {"animal": "animal", "food": "food", "place": "place", "plant": "seen", "vehicle": "seen"}.get(
+        kind_, "thing"
+    )
 
 
 @kind("dictionary", weight=5, topic="topic.words")
