@@ -14,6 +14,7 @@ PerPlace = Float[Tensor, "batch seq"]
 
 Acts = Float[Tensor, "*lead d_in"]  # any leading axes: the public face
 Rows = Float[Tensor, "tok d_in"]  # flattened: the inside
+Part = Float[Tensor, "_ d_in"]  # one of several batches, each of its own length
 Scores = Float[Tensor, "tok d_sae"]
 PerToken = Float[Tensor, " tok"]
 TokenInts = Int[Tensor, " tok"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..knobs import check, knob
-from ..shapes import Acts, LatentMask, Rows, Scalar, TokenInts
+from ..shapes import Acts, LatentMask, Part, Rows, Scalar, TokenInts
 from ..sparse import Latents, PreActs, choice_dtype, decode, encode
 
 REGISTRY: dict[str, type["SAE"]] = {}
@@ -174,7 +174,7 @@ class SAE(nn.Module, ABC):
         """Restore invariants once the optimiser has moved the weights."""
 
     @torch.no_grad()
-    def calibrate(self, chunks: Iterable[Rows]) -> None:
+    def calibrate(self, chunks: Iterable[Part]) -> None:
         """After the last step: set what inference needs from fresh training activations."""
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..knobs import knob
-from ..shapes import Acts, Rows
+from ..shapes import Acts, Part
 from ..sparse import Latents, batch_topk
 from .base import SAE, Batch, Objective, Recipe
 from .losses import dead_error, mse
@@ -48,7 +48,7 @@ class BatchTopK(SAE, name="batchtopk"):
         return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "auxk": aux})
 
     @torch.no_grad()
-    def calibrate(self, chunks: Iterable[Rows]) -> None:
+    def calibrate(self, chunks: Iterable[Part]) -> None:
         self.threshold.fill_(batch_threshold((self.pre(x, self.b_dec) for x in chunks), self.cfg.k))
 
     @torch.no_grad()

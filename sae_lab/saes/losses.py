@@ -33,8 +33,8 @@ def dead_error(pre: PreActs, W_dec: Weights, residual: Rows, dead: LatentMask, k
 
 @torch.no_grad()
 def power(x: Rows) -> Scalar:
-    """Squared distance from the batch's mean, summed over `d_in`, averaged over tokens."""
-    return (x - x.mean(0)).square().sum() / len(x)
+    """Squared distance from the batch's mean, summed over `d_in`, averaged over tokens; whatever the threads."""
+    return ((x - x.mean(0)).square().sum(1).double().cumsum(0)[-1] / len(x)).to(x.dtype)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..knobs import knob
-from ..shapes import Acts, Rows
+from ..shapes import Acts, Part, Rows
 from ..sparse import Latents, topk
 from .base import SAE, Batch, Objective, Recipe
 from .losses import mse
@@ -46,11 +46,13 @@ class PCA(SAE, name="pca"):
         return Objective(x_hat, z, {"mse": mse(x_hat, batch.target)})
 
     @torch.no_grad()
-    def calibrate(self, chunks: Iterable[Rows]) -> None:
+    def calibrate(self, chunks: Iterable[Part]) -> None:
         n, total, square = 0, 0, 0
         for x in chunks:
             x = x.double()
             n, total, square = n + len(x), total + x.sum(0), square + x.T @ x
+        if not n:
+            raise ValueError("calibrate() got no activations: give it fresh training rows.")
         mean = total / n
         directions = torch.linalg.eigh(square / n - mean.outer(mean)).eigenvectors.flip(1).T
         self.b_dec.copy_(mean)

@@ -30,14 +30,17 @@ class Adam:
         unknown = self.unit - set(self.params)
         if unknown:
             raise ValueError(f"unit={sorted(unknown)} names no parameter. Parameters: {', '.join(self.params)}.")
+        loose = [name for name, p in self.params.items() if not p.is_contiguous()]
+        if loose:
+            raise ValueError(f"Adam moves parameters in place; {', '.join(loose)} must be contiguous. Clone them so.")
         self.m = {name: torch.zeros_like(p, requires_grad=False) for name, p in self.params.items()}
         self.v = {name: torch.zeros_like(p, requires_grad=False) for name, p in self.params.items()}
 
     @torch.no_grad()
     def grad_norm(self) -> float:
-        """Euclidean norm of all gradients together; each row is summed on its own, the rows in float64."""
-        squares = [p.grad.view(len(p), -1).square().sum(1).double().sum() for p in self._moved()]
-        return float(sum(squares, torch.zeros((), dtype=torch.float64)).sqrt())
+        """Euclidean norm of all gradients together; each row summed on its own, then the rows in order."""
+        rows = [_rows(p.grad).square().sum(1).double() for p in self.params.values() if p.grad is not None]
+        return torch.cat(rows).cumsum(0)[-1].sqrt().item() if rows else 0.0
 
     @torch.no_grad()
     def step(self, scale: float = 1.0) -> None:
@@ -46,9 +49,8 @@ class Adam:
         for name, p in self.params.items():
             if p.grad is None:
                 continue
-            tensors = (t.view(len(p), -1) if p.dim() else t.view(1, 1) for t in (p, p.grad, self.m[name], self.v[name]))
             backend_of(p).adam_rows(
-                *tensors,
+                *map(_rows, (p, p.grad, self.m[name], self.v[name])),
                 scale=scale,
                 lr=self.lr,
                 betas=self.betas,
@@ -86,5 +88,6 @@ class Adam:
             t.copy_(state[name])
         self.steps = int(state["steps"])
 
-    def _moved(self) -> list[Parameter]:
-        return [p for p in self.params.values() if p.grad is not None]
+
+def _rows(t: Tensor) -> Tensor:
+    return t.reshape(len(t), -1) if t.dim() else t.reshape(1, 1)

@@ -1,0 +1,150 @@
+"""Where one method becomes another: the cheapest proof that both are what their papers say."""
+
+import math
+
+import pytest
+import torch
+
+from sae_lab.saes import Batch, build
+
+D_IN, D_SAE, K = 8, 48, 5
+DEAD = torch.arange(D_SAE) < 9
+
+
+def batch(tok, seed=0, dead=DEAD):
+    x = torch.randn(tok, D_IN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Batch(x, x, dead)
+
+
+def sae(name, **config):
+    model = build(name, d_in=D_IN, d_sae=D_SAE, encoder_bias=False, **config).double()
+    with torch.no_grad():
+        model.b_dec.copy_(torch.linspace(-0.2, 0.2, D_IN))
+    return model
+
+
+def step(model, b):
+    out = model.objective(b)
+    sum(out.terms.values()).backward()
+    return out, {name: p.grad for name, p in model.named_parameters()}
+
+
+def same(a, b):
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-10, atol=1e-12)
+
+
+def test_batchtopk_at_one_token_is_topk():
+    for seed in range(20):
+        one = batch(1, seed, dead=torch.zeros(D_SAE, dtype=torch.bool))
+        (a, grads_a), (b, grads_b) = step(sae("topk", k=K), one), step(sae("batchtopk", k=K), one)
+        assert torch.equal(a.z.support.latent, b.z.support.latent)
+        torch.testing.assert_close(a.x_hat, b.x_hat)
+        same(grads_a, grads_b)
+
+
+def test_batchtopk_of_equal_tokens_with_equal_shares_is_topk():
+    """Every token the same up to sign of nothing: the batch's budget falls out k to each."""
+    x = batch(1).x.expand(6, -1).clone()
+    b = Batch(x, x, torch.zeros(D_SAE, dtype=torch.bool))
+    a, _ = step(sae("topk", k=K), b)
+    c, _ = step(sae("batchtopk", k=K), b)
+    assert c.z.l0 == K
+    torch.testing.assert_close(a.terms["mse"], c.terms["mse"], rtol=0.2, atol=0)
+
+
+def test_batchtopk_gives_a_louder_token_more_latents():
+    x = batch(16).x
+    x[3] *= 100
+    out, _ = step(sae("batchtopk", k=K), Batch(x, x, DEAD))
+    counts = out.z.support.start.diff()
+    assert counts[3] == counts.max() > 2 * K and counts.sum() == 16 * K
+
+
+def test_permuting_a_batch_permutes_batchtopk():
+    b, order = batch(32), torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    out = sae("batchtopk", k=K).objective(b).z.dense()
+    turned = sae("batchtopk", k=K).objective(Batch(b.x[order], b.x[order], DEAD)).z.dense()
+    torch.testing.assert_close(turned, out[order])
+
+
+def test_topk_of_all_latents_is_relu_without_a_penalty():
+    b = batch(40, dead=torch.zeros(D_SAE, dtype=torch.bool))
+    topk, relu = sae("topk", k=D_SAE), sae("relu", l1_weight=0.0, init_norm=1.0)
+    with torch.no_grad():
+        topk.b_dec.zero_(), relu.b_dec.zero_()  # topk subtracts b_dec before it encodes, relu does not
+    (a, _), (c, _) = step(topk, b), step(relu, b)
+    torch.testing.assert_close(a.x_hat, c.x_hat)
+    torch.testing.assert_close(a.terms["mse"], c.terms["mse"])
+    same({"W": topk.W_dec.grad}, {"W": relu.W_dec.grad})
+    same({"W": topk.W_enc.grad}, {"W": relu.W_enc.grad})
+
+
+def test_random_is_a_topk_that_nobody_trains():
+    b = batch(40)
+    a, c = sae("random", k=K).objective(b), sae("topk", k=K).objective(b)
+    torch.testing.assert_close(a.x_hat, c.x_hat)
+    torch.testing.assert_close(a.terms["mse"], c.terms["mse"])
+
+
+def test_auxk_of_no_weight_is_no_auxk():
+    for name in ("topk", "batchtopk"):
+        quiet = Batch(batch(40).x, batch(40).x, torch.zeros(D_SAE, dtype=torch.bool))
+        (_, a), (_, b) = step(sae(name, k=K, aux_weight=0.0), batch(40)), step(sae(name, k=K), quiet)
+        same(a, b)
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_pca_explains_what_the_leading_eigenvalues_say(k):
+    """With k = d_in everything; with fewer at least as much as the same number of leading components for all."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, D_IN, generator=rng, dtype=torch.float64) * torch.linspace(0.2, 3, D_IN) + 5
+    model = build("pca", d_in=D_IN, k=k).double()
+    model.calibrate([x[:1500], x[1500:]])
+    error = (model(x) - x).square().sum(-1).mean()
+    values = torch.linalg.eigvalsh(x.T.cov(correction=0)).flip(0)
+    assert error <= values[k:].sum() + 1e-9
+    if k == D_IN:
+        assert error < 1e-18 * x.square().sum(-1).mean() + 1e-20
+
+
+def test_relu_fires_on_every_positive_pre_activation():
+    model, x = sae("relu"), batch(30).x
+    torch.testing.assert_close(model.encode(x).dense(), (x @ model.W_enc.T).relu())
+
+
+def test_the_price_of_sparsity_rises_over_its_warm_up():
+    model, b = sae("relu", l1_weight=2.0), batch(30)
+    share = model.recipe.sparsity_warmup
+    at = [model.objective(Batch(b.x, b.x, DEAD, p)).terms["l1"].item() for p in (0.0, share / 2, share, 1.0)]
+    assert at[0] == 0 and math.isclose(at[1], at[3] / 2) and at[2] == at[3] > 0
+
+
+def test_topks_learning_rate_follows_the_width():
+    recipe = sae("topk").recipe
+    assert recipe.lr_for(2**14) == 2e-4 and math.isclose(recipe.lr_for(2**16), 1e-4)
+
+
+def test_topk_starts_from_the_geometric_median():
+    """An outlier moves the mean, not the median."""
+    x = batch(400).x
+    x[0] = 1e6
+    model = sae("topk", k=K)
+    model.prepare(x)
+    slope = ((model.b_dec - x) / (model.b_dec - x).norm(dim=1, keepdim=True)).sum(0)
+    assert model.b_dec.norm() < 1 and slope.norm() < 0.1
+
+
+def test_batchtopks_threshold_is_where_k_per_token_lie_above_it():
+    model = sae("batchtopk", k=K)
+    parts = [batch(100, seed).x for seed in range(4)]
+    model.calibrate(parts)
+    pre = torch.cat(parts) @ model.W_enc.T - model.b_dec @ model.W_enc.T
+    assert (pre > model.threshold).sum() == 400 * K
+
+
+def test_calibrating_on_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no activations"):
+        sae("batchtopk", k=K).calibrate([])
+    with pytest.raises(ValueError, match="no activations"):
+        build("pca", d_in=D_IN, k=2).calibrate([])
