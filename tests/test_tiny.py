@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sae_lab import tiny
+from sae_lab.tiny.make.chat import Delta, answer_targets
 from sae_lab.tiny.make.export import BOUND, digest, measure
 from sae_lab.tiny.make.net import HeadLoss, causal_attention, llama
 from sae_lab.tiny.make.replicas import Alone, Replicas
@@ -206,6 +207,46 @@ def test_the_embedded_llama_predicts_held_out_text_almost_as_well_as_the_generat
     found = measure(tiny.folder("tiny"), 20_000)
     assert found["tokens"] >= 20_000
     assert 0.9 < found["ratio"] <= BOUND
+
+
+def test_only_the_assistants_turns_are_learned_from():
+    row = np.array([[BOS, 3, 8, 5, 4, 9, 10, 5, EOS, BOS, 3, 8, 5, 4, 11, 5, 3, 12, 5, 4, 13, 5, EOS, PAD]])
+    learned = [[i, t] for i, t in enumerate(answer_targets(row)[0].tolist()) if t >= 0]
+    assert learned == [[4, 9], [5, 10], [6, 5], [13, 11], [14, 5], [19, 13], [20, 5]]
+
+
+def test_the_factors_of_the_delta_get_the_gradient_of_the_weights_they_make():
+    model = llama(*SHAPE, IDS)
+    delta = Delta(model, seed=0)
+    for up in delta.up.values():
+        up += 0.01
+    delta.write()
+    name = "model.layers.0.mlp.up_proj.weight"
+    up, down = (f[name].clone().requires_grad_() for f in (delta.up, delta.down))
+    probe = torch.randn(delta.base[name].shape)
+    made = delta.base[name] + up @ down
+    torch.testing.assert_close(made, delta.parameters[name])
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    delta.parameters[name].grad = probe
+    delta.chain()
+    (made * probe).sum().backward()
+    torch.testing.assert_close(delta.up[name].grad, up.grad)
+    torch.testing.assert_close(delta.down[name].grad, down.grad)
+
+
+def test_the_chat_sibling_is_made_for_these_weights_and_ends_its_answers():
+    folder = tiny.folder("tiny-chat")
+    record = json.loads((folder / "training.json").read_text())
+    assert record["base_sha256"] == digest(tiny.folder("tiny") / "model.safetensors")
+    assert record["sha256"] == digest(folder / "delta.safetensors")
+    assert not (folder / "model.safetensors").exists()
+    model, tokenizer = tiny.load("tiny-chat")
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Write a weather report."}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    said = model.generate(asked, max_new_tokens=300, do_sample=False, eos_token_id=[2, 5], pad_token_id=PAD)
+    assert said[0, -1] == 5
 
 
 def test_an_unknown_embedded_model_is_named_with_what_there_is():

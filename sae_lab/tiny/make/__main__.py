@@ -12,6 +12,7 @@ SIGTERM saves it, to be continued by the same command.
 """
 
 import argparse
+import json
 import signal
 import tempfile
 import time
@@ -90,12 +91,23 @@ def main(argv=None) -> None:
         run = Run(Plan(), args.run, tiny.FOLDERS["tiny"] / "tokenizer.json", training_documents)
         export(run, args.out or tiny.FOLDERS["tiny"], args.tokens or 100_000)
     elif args.verb == "chat":
-        chat(args.tokens, args.out or tiny.FOLDERS["tiny-chat"], args.replicas, not args.eager, args.device)
+        folder = args.out or tiny.FOLDERS["tiny-chat"]
+        chat(args.tokens, folder, args.replicas, not args.eager, args.device)
+        if not args.out:
+            obey(folder / "training.json")
     else:
         print(report(measure(args.out or tiny.FOLDERS["tiny"], args.tokens or 400_000)))
         if not args.out:
-            for group, found in obedience().items():
-                print(f"chat: {group} as asked in {found['share']:.1%} of {found['n']} (needed {NEEDED[group]:.0%})")
+            obey(None)
+
+
+def obey(record: Path | None) -> None:
+    """Prints how often the sibling does as asked, and writes it into its record."""
+    found = obedience()
+    for group, one in found.items():
+        print(f"chat: {group} as asked in {one['share']:.1%} of {one['n']} (wanted {NEEDED[group]:.0%})", flush=True)
+    if record:
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"as_asked": found}) + "\n")
 
 
 if __name__ == "__main__":

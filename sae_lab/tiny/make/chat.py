@@ -136,6 +136,7 @@ def chat(tokens: int | None, folder: Path, replicas: int, compiled: bool, device
     settings = json.loads((base / "generation_config.json").read_text()) | {"eos_token_id": [IDS["eos_token_id"], END]}
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     delta.save(folder / "delta.safetensors")
+    (folder / "delta.safetensors").chmod(0o644)
     record = {
         "base_sha256": digest(base / "model.safetensors"),
         "sha256": digest(folder / "delta.safetensors"),
