@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sae_lab import tiny
-from sae_lab.tiny.make.chat import Delta, answer_targets
+from sae_lab.tiny.make.chat import Delta, answer_targets, chat
 from sae_lab.tiny.make.export import BOUND, digest, measure
 from sae_lab.tiny.make.net import HeadLoss, causal_attention, llama
 from sae_lab.tiny.make.replicas import Alone, Replicas
@@ -101,7 +101,7 @@ def test_the_stream_gives_the_same_rows_whole_or_continued(words):
         then = stream.next(70)
     finally:
         stream.close()
-    again = Stream(words, seed=3, place=place)
+    again = Stream(words, seed=3, place=place, producers=2)
     try:
         assert np.array_equal(again.next(70), then)
     finally:
@@ -235,18 +235,26 @@ def test_the_factors_of_the_delta_get_the_gradient_of_the_weights_they_make():
     torch.testing.assert_close(delta.down[name].grad, down.grad)
 
 
-def test_the_chat_sibling_is_made_for_these_weights_and_ends_its_answers():
-    folder = tiny.folder("tiny-chat")
-    record = json.loads((folder / "training.json").read_text())
+def test_a_chat_sibling_is_the_base_with_its_delta_merged(tmp_path, monkeypatch):
+    chat(8192, tmp_path, replicas=0, compiled=False)
+    assert not (tmp_path / "model.safetensors").exists()
+    record = json.loads((tmp_path / "training.json").read_text())
     assert record["base_sha256"] == digest(tiny.folder("tiny") / "model.safetensors")
-    assert record["sha256"] == digest(folder / "delta.safetensors")
-    assert not (folder / "model.safetensors").exists()
-    model, tokenizer = tiny.load("tiny-chat")
-    asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Write a weather report."}], add_generation_prompt=True, return_tensors="pt"
-    )["input_ids"]
-    said = model.generate(asked, max_new_tokens=300, do_sample=False, eos_token_id=[2, 5], pad_token_id=PAD)
-    assert said[0, -1] == 5
+    assert record["sha256"] == digest(tmp_path / "delta.safetensors")
+    monkeypatch.setitem(tiny.FOLDERS, "tiny-chat", tmp_path)
+    base, merged = tiny.weights("tiny"), tiny.weights("tiny-chat")
+    assert base.keys() == merged.keys()
+    changed = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert changed == {name for name in base if base[name].ndim == 2}
+    rows = (base["model.embed_tokens.weight"] != merged["model.embed_tokens.weight"]).any(1)
+    assert set(rows.nonzero().flatten().tolist()) <= {3, 4, 5}
+    assert tiny.load("tiny-chat")[0].config.vocab_size == 4096
+
+
+def test_a_model_without_weights_says_how_to_make_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(tiny.FOLDERS, "tiny-chat", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"sae_lab\.tiny\.make"):
+        tiny.load("tiny-chat")
 
 
 def test_an_unknown_embedded_model_is_named_with_what_there_is():

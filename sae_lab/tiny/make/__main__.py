@@ -44,6 +44,7 @@ def arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--decay-now", action="store_true", help="train: begin the end of the run at once")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--replicas", type=int, default=2, help="processes of one thread that share a step; 0: none")
+    parser.add_argument("--producers", type=int, default=1, help="processes that make text; a GPU wants 8")
     parser.add_argument("--eager", action="store_true", help="train without compiling (no C compiler needed)")
     parser.add_argument("--smoke", action="store_true", help="a minute's run of the same code")
     return parser.parse_args(argv)
@@ -62,7 +63,7 @@ def train(args) -> None:
     run = Run(SMOKE if args.smoke else Plan(), args.run, words, training_documents, args.device)
     end = End(args.tokens, args.minutes, args.decay_now)
     signal.signal(signal.SIGTERM, lambda *_: setattr(end, "stop", True))
-    for loss, pace in training(run, end, args.replicas, not args.eager):
+    for loss, pace in training(run, end, args.replicas, not args.eager, args.producers):
         place = run.place
         print(
             f"step {place.step} of {place.last or '?'}  {place.tokens / 1e6:.2f}M tokens  loss {loss:.4f}  "
@@ -83,6 +84,10 @@ def main(argv=None) -> None:
         args.tokens = args.tokens or 200_000
         if args.verb == "train" and not (args.out / "tokenizer.json").exists():
             tokenizer(args)
+    if args.device != "cpu":
+        args.replicas = 0
+    if args.replicas:
+        torch.set_num_threads(1)  # this process only steps: the replicas have the cores
     if args.verb == "tokenizer":
         tokenizer(args)
     elif args.verb == "train":

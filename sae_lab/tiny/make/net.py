@@ -90,7 +90,11 @@ def _interface(module, query, key, value, attention_mask, scaling, dropout=0.0, 
     query = (query * scaling).to(dtype).contiguous()
     key = key.to(dtype).repeat_interleave(groups, 1)
     value = value.repeat_interleave(groups, 1)
-    return causal_attention(query, key, value).transpose(1, 2), None
+    if query.is_cuda:
+        out = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+    else:
+        out = causal_attention(query, key, value)
+    return out.transpose(1, 2), None
 
 
 AttentionInterface.register("sae_lab_blocks", _interface)

@@ -181,9 +181,11 @@ class End:
             place.decay_from, place.last = place.step, max(min(lasts), place.step + 1)
 
 
-def training(run: Run, end: End, replicas=0, compiled=False, save_every: float = 240.0, log_every: int = 25):
+def training(
+    run: Run, end: End, replicas=0, compiled=False, producers=1, save_every: float = 240.0, log_every: int = 25
+):
     """Steps until the end, yielding (mean loss, tokens a second) at each log; a state every `save_every` seconds."""
-    stream = Stream(run.tokenizer, run.plan.seed, run.place.stream, documents=run.documents)
+    stream = Stream(run.tokenizer, run.plan.seed, run.place.stream, documents=run.documents, producers=producers)
     learner = run.learner(replicas, compiled)
     started = saved = logged = time.monotonic()
     before, losses, stamps = run.place.seconds, [], deque(maxlen=200)

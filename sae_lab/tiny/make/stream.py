@@ -94,7 +94,7 @@ def targets(ids: np.ndarray) -> np.ndarray:
     return following
 
 
-def _produce(blocks, start: int, tokenizer: str | Path, seed: int, split: str, documents: Documents) -> None:
+def _produce(blocks, start: int, stride: int, tokenizer: str, seed: int, split: str, documents: Documents) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent, index = os.getppid(), start
     packer = Packer(tokenizer, seed, split, documents)
@@ -108,32 +108,42 @@ def _produce(blocks, start: int, tokenizer: str | Path, seed: int, split: str, d
                 if os.getppid() != parent:  # the trainer was killed, and nobody will empty the pipe
                     blocks.cancel_join_thread()
                     return
-        index += 1
+        index += stride
 
 
 class Stream:
-    """Batches of rows from a block and a row on, produced in the background; `place` says where the next one starts."""
+    """Batches of rows from a block and a row on, produced in the background; `place` says where the next one starts.
+
+    Several producers take turns with the blocks, so that their number changes nothing in the rows.
+    """
 
     def __init__(
-        self, tokenizer: str | Path, seed: int, place=(0, 0), split="train", documents: Documents = world_documents
+        self,
+        tokenizer: str | Path,
+        seed: int,
+        place=(0, 0),
+        split: str = "train",
+        documents: Documents = world_documents,
+        producers: int = 1,
     ):
-        self.place = tuple(place)
+        self.place, self.first = tuple(place), place[0]
         context = multiprocessing.get_context("spawn")
-        self.blocks = context.Queue(maxsize=16)
-        arguments = (self.blocks, self.place[0], str(tokenizer), seed, split, documents)
-        self.process = context.Process(target=_produce, args=arguments, daemon=True)
-        self.process.start()
+        self.queues = [context.Queue(maxsize=max(2, 16 // producers)) for _ in range(producers)]
+        self.processes = []
+        for i, blocks in enumerate(self.queues):
+            arguments = (blocks, self.first + i, producers, str(tokenizer), seed, split, documents)
+            self.processes.append(context.Process(target=_produce, args=arguments, daemon=True))
+            self.processes[-1].start()
         self.current: np.ndarray | None = None
 
-    def _block(self) -> np.ndarray:
+    def _block(self, index: int) -> np.ndarray:
+        turn = (index - self.first) % len(self.queues)
         while True:
             try:
-                return self.blocks.get(timeout=5)
+                return self.queues[turn].get(timeout=5)
             except queue.Empty:
-                if not self.process.is_alive():
-                    raise RuntimeError(
-                        "The process that makes the text has ended; its error is printed above."
-                    ) from None
+                if not self.processes[turn].is_alive():
+                    raise RuntimeError("A process that makes the text has ended; its error is printed above.") from None
 
     def next(self, rows: int) -> np.ndarray:
         """The next `rows` packed rows."""
@@ -141,7 +151,7 @@ class Stream:
         while rows:
             index, row = self.place
             if self.current is None:
-                self.current = self._block()
+                self.current = self._block(index)
             part = self.current[row : row + rows]
             parts.append(part)
             rows -= len(part)
@@ -151,11 +161,12 @@ class Stream:
         return np.concatenate(parts)
 
     def close(self) -> None:
-        """Ends the producing process."""
-        self.process.terminate()
-        self.process.join()
-        self.blocks.close()
-        self.blocks.cancel_join_thread()
+        """Ends the producing processes."""
+        for process, blocks in zip(self.processes, self.queues, strict=True):
+            process.terminate()
+            process.join()
+            blocks.close()
+            blocks.cancel_join_thread()
 
 
 def held_out(
