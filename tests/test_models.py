@@ -185,10 +185,17 @@ def test_special_tokens_and_padding_keep_their_own_values(llama):
 
 def test_counted_places_predict_real_tokens_that_begin_no_document(llama):
     bos, eos, pad = 1, 2, 0
-    ids = torch.tensor([[bos, 5, 6, eos, bos, 7, 8, pad]])
+    ids = torch.tensor([[bos, 5, 6, eos, bos, 7, 8, pad], [bos, 5, 6, 7, bos, 7, 8, 9]])
     mask = ids != pad
     out = llama.splice(ids, "L0R", lambda x: x, mask=mask)
-    assert out.counts.tolist() == [[False, True, True, False, False, True, False, False]]
+    assert out.counts.long().tolist() == [[0, 1, 1, 0, 0, 1, 0, 0], [0, 1, 1, 0, 0, 1, 1, 0]]
+    total = llama.gradients(ids, "L0R", of=lambda logits: models.lm.ce(logits, ids)[:, [0, 1, 2, 4, 5]].sum())
+    torch.testing.assert_close(
+        llama.gradients(ids[1:], "L0R")[0, :3] - total[1, :3],
+        llama.gradients(ids[1:], "L0R", of=lambda logits: models.lm.ce(logits, ids[1:])[:, 6].sum())[0, :3],
+        rtol=1e-3,
+        atol=1e-4,
+    )
 
 
 def test_several_splices_share_one_clean_run(llama, monkeypatch):

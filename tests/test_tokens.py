@@ -150,6 +150,13 @@ def test_a_long_document_is_split_between_sentences_with_a_bos_for_each_part(tok
         assert int(block.position[r, c + 1]) == 1
 
 
+def test_no_row_is_longer_than_the_context(tokenizer):
+    texts = [" ".join(f"the cat {i + j} sat" for j in range(60)) for i in range(3)]
+    for context in range(20, 60):
+        block = token_blocks(tokenizer, texts, context=context, documents=3, split="all").block(0)
+        assert block.ids.shape[1] <= context
+
+
 def test_a_text_without_sentences_is_split_all_the_same(tokenizer):
     for text in ("a" * 500, "word " * 200, "日本語のテキスト" * 30):
         block = token_blocks(tokenizer, [text], context=32, documents=4, split="all").block(0)
