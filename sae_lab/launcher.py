@@ -75,7 +75,6 @@ def run_job(job: Job) -> Iterator[Step]:
     Raises:
         ValueError, KeyError, TypeError, FileNotFoundError: for what a job can ask wrongly; the message says what.
     """
-    from .evaluation import evaluate
     from .saes import build
 
     run = Run(job.run or fresh(f"runs/{job.variant}-{job.site}"))
@@ -83,6 +82,8 @@ def run_job(job: Job) -> Iterator[Step]:
     sae = build(job.variant, d_in=source.d_in(job.site), seed=job.seed, **job.sae)
     yield from train(sae.to(lm.device) if lm else sae, source, run=run.folder, config=job.train)
     if lm and job.evaluation and run.trained and not run.eval:
+        from .evaluation import evaluate
+
         run.mark("evaluating")
         try:
             run.write_eval(evaluate(sae, lm, tokens=job.evaluation).to_json())

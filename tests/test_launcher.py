@@ -14,7 +14,7 @@ from sae_lab.toys import Planted
 from sae_lab.training import TrainConfig, train
 
 SAE = {"variant": "topk", "d_sae": 24, "k": 3, "choose_in": "float32"}
-LOOP = {"tokens": 600 * 64, "batch": 64, "lr": 1e-3, "checkpoint_steps": 50, "snapshots": 0}
+LOOP = {"tokens": 400 * 64, "batch": 64, "lr": 1e-3, "checkpoint_steps": 50, "snapshots": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_a_detached_training_is_steered_killed_and_taken_up_again(tmp_path):
     run.stop()
     stopped = run.status["step"]
     assert run.status["state"] == "stopped"
-    assert run.checkpoints.steps[0] == stopped < 600
+    assert run.checkpoints.steps[0] == stopped < 400
     run.resume()
     until(lambda: run.status["step"] > stopped)
 

@@ -10,19 +10,30 @@ from pathlib import Path
 
 import torch
 
+import sae_lab.sparse.native  # noqa: F401 (once, before the forks: numba is slow to import)
 from sae_lab.runs import Run
-from sae_lab.saes import Objective, build
+from sae_lab.saes import SAE, Objective, build
 from sae_lab.saes.topk import TopK
 from sae_lab.training import train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from streams import Stream
 
-KNOBS = {"tokens": 24 * 32, "batch": 32, "lr": 1e-2, "checkpoint_steps": 6, "snapshots": 0, "log_every": 2}
+KNOBS = {
+    "tokens": 24 * 32,
+    "batch": 32,
+    "lr": 1e-2,
+    "checkpoint_steps": 6,
+    "snapshots": 0,
+    "log_every": 2,
+    "calibration_tokens": 64,
+}
 
 
 class Noisy(TopK):
     """TopK that draws, so that its run hangs on torch's generator too. Not registered: it saves as a TopK."""
+
+    prepare = SAE.prepare  # no sample: fewer batches to wait for
 
     def objective(self, batch) -> Objective:
         out = super().objective(batch)
@@ -57,7 +68,7 @@ class Mortal(Stream):
 
     def __init__(self, last):
         super().__init__()
-        self.last, self.count = last, -128  # 128 batches are the sample that TopK asks for first
+        self.last, self.count = last, 0
 
     def next(self, n):
         self.count += 1
