@@ -25,6 +25,7 @@ __all__ = [
     "concepts",
     "kinds",
     "languages",
+    "recognisable",
     "recognise",
     "requests",
     "texts",
@@ -179,6 +180,11 @@ def recognise(text: str, language: str | None = None) -> list[tuple[int, int, st
     """(start, end, concept) read off any text, abstaining where unsure."""
     found = import_module(f"{__name__}.reading").recognise
     return found(text) if language is None else found(text, language)
+
+
+def recognisable() -> list[str]:
+    """Concepts of words that recognise finds surely and mostly enough to be steering targets."""
+    return import_module(f"{__name__}.reading").recognisable()
 
 
 def requests(seed: int = 0, split: str = "train"):
