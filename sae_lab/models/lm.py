@@ -133,7 +133,8 @@ class LM:
     ) -> Splice:
         """Runs the model with activations replaced: `splice(ids, "L3R", fn)` or `splice(ids, {site: fn, ...})`.
 
-        Each `fn` maps activations [batch, seq, d_in] to their replacement, and sees what earlier splices left. At a TC
+        Each `fn` maps activations [batch, seq, d_in] to their replacement, and sees what earlier splices left;
+        it must not run this model itself. At a TC
         site it reads the MLP's input and replaces the MLP's output. `where` marks the tokens that are replaced:
         by default every real token that is not special. `clean` takes the logits of an earlier clean run
         (`lm.logits(ids)`), so that several splices of one text share it. With `grad=True` the result keeps the graph
