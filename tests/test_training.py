@@ -90,6 +90,17 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert rates[80:] == pytest.approx([1 - i / 20 for i in range(20)])
 
 
+def test_progress_goes_from_nought_to_one():
+    class Watching(TopK):
+        def objective(self, batch):
+            seen.append(batch.progress)
+            return super().objective(batch)
+
+    seen = []
+    list(train(variant(Watching), Stream(), 64 * 5, **KNOBS))
+    assert seen == [0, 0.25, 0.5, 0.75, 1]
+
+
 def test_the_recipe_decides_where_no_knob_does():
     member = Member(topk(), "L1R", TrainConfig())
     assert member.peak == pytest.approx(2e-4 / math.sqrt(32 / 2**14))
@@ -248,6 +259,8 @@ def test_a_baseline_takes_no_step_and_still_leaves_a_run(name, tmp_path):
     x = held_out()
     assert fvu(Run(tmp_path / "run").sae, x) == pytest.approx(step.fvu, rel=0.3)
     assert Run(tmp_path / "run").status["state"] == "done"
+    (again,) = train(build(name, **vars(sae.cfg)), Stream(), 6400, run=tmp_path / "run", **KNOBS)
+    assert again.fvu == step.fvu
 
 
 def test_a_variant_that_asks_sees_a_first_sample_in_its_units():

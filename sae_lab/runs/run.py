@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..saes import SAE
 
 WANTED = ("run", "pause", "stop", "save")
-MAY_DIFFER = ("cwd", "train.log_every", "train.checkpoint")  # none of them moves a weight
+MAY_DIFFER = ("about", "cwd", "train.log_every", "train.checkpoint")  # none of them moves a weight
 UNFINISHED = ("starting", "running", "paused", "evaluating")
 
 

@@ -1,6 +1,5 @@
 """A training's dealings with its run folders: locks, config, checkpoints of all SAEs at the same step, log, wishes."""
 
-import os
 import platform
 import time
 from dataclasses import asdict, replace
@@ -29,7 +28,6 @@ class Diary:
         self.last_save = time.monotonic()
         self.beaten = 0.0
         self.remarks: list[str] = []
-        self._signatures: dict[Run, Any] = {}
 
     def open(self, members: list[Member], source: Source, described: dict[str, Any], resume: bool) -> None:
         """Takes the locks and writes the configs, or checks them against those of the run that is there.
@@ -160,12 +158,8 @@ class Diary:
             self.remark(f"status not written: {full.strerror}")
 
     def wish(self) -> str:
-        """What is asked of this training, in any of its folders; costs one stat per folder."""
-        for run in self.runs:
-            want = self._want(run)
-            if want != "run":
-                return want
-        return "run"
+        """What is asked of this training, in any of its folders."""
+        return next((want for run in self.runs if (want := run.wanted) != "run"), "run")
 
     def grant(self) -> None:
         """Marks a wish to stop or save as heard."""
@@ -186,16 +180,6 @@ class Diary:
         """Writes the final SAEs."""
         for run, member in zip(self.runs, members):
             write_sae(member.sae, run.folder / "sae")
-
-    def _want(self, run: Run) -> str:
-        try:
-            stat = os.stat(run.folder / "control.json")
-        except FileNotFoundError:
-            return "run"
-        signature = (stat.st_mtime_ns, stat.st_ino)
-        if self._signatures.get(run, (None,))[0] != signature:
-            self._signatures[run] = (signature, run.wanted)
-        return self._signatures[run][1]
 
     def _load(self, run: Run, step: int) -> Checkpoint | None:
         try:

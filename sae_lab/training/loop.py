@@ -20,6 +20,7 @@ import torch
 
 from ..saes import SAE, Batch, Objective
 from ..shapes import Rows
+from ..sites import Site
 from ..sources import Source
 from .config import TrainConfig, configured
 from .diary import Diary, folders
@@ -122,7 +123,7 @@ class _Training:
         measured = (self.index + 1) % self.config.log_every == 0 or self.index + 1 in (1, self.steps)
         active = self.members if measured else self.learning
         with drawing(self.rng):
-            batches = [m.batch(self.rows[m.site], self.index / self.steps) for m in active]
+            batches = [m.batch(self.rows[m.site], self.index / max(1, self.steps - 1)) for m in active]
             outs = [m.sae.objective(batch) for m, batch in zip(active, batches)]
             terms = [term for out in outs for term in out.terms.values() if term.requires_grad]
             torch.autograd.backward(terms)
@@ -229,17 +230,20 @@ class _Training:
         batches = [Batch(x=x, target=x, dead=member.dead) for x, member in zip(xs, self.members)]
         with torch.no_grad():
             self._measure(batches, [m.sae.objective(batch) for m, batch in zip(self.members, batches)])
+        self.measured = 0
+        self.diary.log(self._step(), measured=True)
 
     def _already_done(self) -> Iterator[Step]:
         """The last Step of a finished run, its weights put into the SAEs."""
         for member, run in zip(self.members, self.diary.runs):
             member.sae.load_state_dict(run.sae.state_dict())
             member.folded = True
-        self.diary.remark("already trained: weights read from the run")
         rows = [[row for row in run.rows if "fvu" in row][-1] for run in self.diary.runs]
         self.index = self.measured = rows[0]["step"]
         self.rate = rows[0]["rate"]
         self.records = tuple(Record(**{f.name: row[f.name] for f in fields(Record)}) for row in rows)
+        self.diary.remark("already trained: weights read from the run")
+        self.diary.beat("done", self._step())
         yield self.diary.noted(self._step())
 
     def _step(self) -> Step:
@@ -260,7 +264,9 @@ def placed(saes: Any, source: Source) -> list[tuple[str, SAE]]:
                 f"The source serves {', '.join(sites)}: say which SAE is for which, {{{sites[0]!r}: sae}}."
             )
         saes = {sites[0]: saes}
-    pairs = [(str(site), sae) for site, group in saes.items() for sae in ([group] if isinstance(group, SAE) else group)]
+    pairs = [
+        (str(Site(site)), sae) for site, group in saes.items() for sae in ([group] if isinstance(group, SAE) else group)
+    ]
     for site, sae in pairs:
         if site not in sites:
             raise ValueError(
