@@ -98,7 +98,7 @@ class Support:
 
     def relabel(self, index: Tensor, d_sae: int) -> "Support":
         """The same nonzeros in a wider dictionary: latent i is called index[i]. `index` ascends."""
-        return Support(index[self.latent].int(), self.start, d_sae, score=self.score)
+        return Support(index.int()[self.latent], self.start, d_sae, score=self.score)
 
     def subset(self, keep: Tensor) -> "Support":
         """The nonzeros that `keep` marks, with their scores."""

@@ -15,7 +15,7 @@ from .choose import Chunks, Rule, above
 from .latents import Latents, Support, dots, latent_sums, latent_totals, sums
 from .scratch import scratch
 
-CHUNK_BYTES = 2**23  # of scores that exist at a time
+CHUNK_BYTES = 2**24  # of scores that exist at a time
 FEWEST = 64  # tokens in a chunk at least: below, the weights are read too often
 EXACT_ABOVE = 0.2  # share that is chosen above which exact numbers for all cost less than for a generous choice
 
