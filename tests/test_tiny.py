@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from tales import documents
 from torch import nn
 
 from sae_lab import tiny
@@ -14,7 +15,7 @@ from sae_lab.tiny.make.export import BOUND, digest, measure
 from sae_lab.tiny.make.net import HeadLoss, causal_attention, llama
 from sae_lab.tiny.make.replicas import Alone, Replicas
 from sae_lab.tiny.make.run import IDS, End, Plan, Run, training
-from sae_lab.tiny.make.stream import BOS, CONTEXT, EOS, PAD, Packer, Stream, pack, split_long, targets, world_documents
+from sae_lab.tiny.make.stream import BOS, CONTEXT, EOS, PAD, Packer, Stream, pack, split_long, targets
 
 SMALL = Plan(d_model=64, layers=2, heads=2, kv_heads=1, mlp=128, rows=1, warmup=5)
 SHAPE = (300, 64, 2, 2, 1, 128, 0)
@@ -54,15 +55,15 @@ def test_the_fused_head_gives_the_loss_and_gradients_of_cross_entropy():
 
 def test_packing_keeps_every_document_whole_between_bos_and_eos():
     rng = np.random.default_rng(0)
-    documents = [rng.integers(6, 4096, size=n).tolist() for n in rng.integers(1, CONTEXT - 1, size=300)]
+    texts = [rng.integers(6, 4096, size=n).tolist() for n in rng.integers(1, CONTEXT - 1, size=300)]
     found = []
-    for row in pack(documents, rng).tolist():
+    for row in pack(texts, rng).tolist():
         end = len(row) - row[::-1].index(EOS)
         assert set(row[end:]) <= {PAD}
         starts = [i for i in range(end) if row[i] == BOS]
         assert starts[0] == 0
         found += [row[i + 1 : j] for i, j in zip(starts, [*starts[1:], end])]
-    assert sorted(found) == sorted([*d, EOS] for d in documents)
+    assert sorted(found) == sorted([*t, EOS] for t in texts)
 
 
 def test_a_document_that_is_too_long_is_split_after_a_sentence():
@@ -94,26 +95,26 @@ def test_replicas_leave_the_gradient_of_one_process():
 
 
 def test_the_stream_gives_the_same_rows_whole_or_continued(words):
-    stream = Stream(words, seed=3)
+    stream = Stream(words, seed=3, documents=documents)
     try:
         first = [stream.next(70) for _ in range(3)]
         place = stream.place
         then = stream.next(70)
     finally:
         stream.close()
-    again = Stream(words, seed=3, place=place, producers=2)
+    again = Stream(words, seed=3, place=place, documents=documents, producers=2)
     try:
         assert np.array_equal(again.next(70), then)
     finally:
         again.close()
-    packer = Packer(words, 3, "train", world_documents)
-    blocks = np.concatenate([packer.block(i)[0] for i in range(2)])
+    packer = Packer(words, 3, "train", documents)
+    blocks = np.concatenate([packer.block(i)[0] for i in range(6)])
     assert np.array_equal(np.concatenate(first), blocks[:210])
 
 
 def test_training_lowers_the_loss_and_a_stopped_run_continues_to_the_same_bits(tmp_path, words):
     def go(folder, stop_after=None):
-        run, end = Run(SMALL, folder, words, world_documents), End(tokens=20_000)
+        run, end = Run(SMALL, folder, words, documents), End(tokens=20_000)
         for i, _ in enumerate(training(run, end, log_every=8)):
             end.stop = i + 1 == stop_after
         return run
@@ -130,9 +131,9 @@ def test_training_lowers_the_loss_and_a_stopped_run_continues_to_the_same_bits(t
 
 
 def test_a_folder_of_another_plan_is_refused(tmp_path, words):
-    Run(SMALL, tmp_path, words, world_documents).save()
+    Run(SMALL, tmp_path, words, documents).save()
     with pytest.raises(ValueError, match="another plan"):
-        Run(Plan(d_model=64, layers=1, heads=2, kv_heads=1, mlp=128), tmp_path, words, world_documents)
+        Run(Plan(d_model=64, layers=1, heads=2, kv_heads=1, mlp=128), tmp_path, words, documents)
 
 
 def test_the_smoke_run_writes_a_folder_that_loads(tmp_path):
