@@ -59,11 +59,11 @@ def register(text: str) -> str | None:
     head, _, body = text.partition("\n")
     if sums >= 3 and not quoted and not PRICED.search(text) and not ASKED.search(text):
         return "drill"
+    if sums and not quoted and len(ASKED.findall(text)) == text.count("\n") + 1:
+        return "word_problem"
     for name, pattern, times in CUES:
         if len(pattern.findall(text)) >= times:
             return name
-    if sums and not quoted and len(ASKED.findall(text)) == text.count("\n") + 1:
-        return "word_problem"
     if GREETING.match(text):
         return "letter"
     if DATED.match(text):
