@@ -64,6 +64,15 @@ def test_a_word_with_several_meanings_says_only_what_they_share_or_what_its_noun
     assert table.suiting("old", "entity.weather.rain") is None
 
 
+def test_a_capital_makes_a_name_inside_a_sentence_and_says_nothing_at_its_start():
+    inside, first = (
+        said("Anna saw Daisy in the garden.", "en")["Daisy"],
+        said("Daisy was in the garden.", "en")["Daisy"],
+    )
+    assert "syntax.pos.name" in inside and not {c for c in inside | first if c.startswith("entity.")}
+    assert "syntax.pos.name" not in first and "entity.plant.daisy" in said("Anna saw a daisy.", "en")["daisy"]
+
+
 @pytest.mark.parametrize(
     ("text", "register"),
     [
@@ -90,6 +99,14 @@ def test_a_name_that_comes_again_is_a_second_mention():
     text = "Anna saw a dog in the garden. Then Anna called the neighbour."
     again = [f for f in reading.recognise(text) if f[2] == "discourse.second_mention"]
     assert again == [(35, 39, "discourse.second_mention")]
+
+
+def test_prose_that_tells_nothing_is_no_story():
+    text = "Zxqv blorp wug frindle, kjsd lkjsdf lkj sdf. " * 6
+    assert layout.register(text) == "story" and not [f for f in reading.recognise(text) if f[2].startswith("register")]
+    assert "register.story" in {
+        f[2] for f in reading.recognise("Anna saw a red dog and called it, but it ran away. " * 4)
+    }
 
 
 @pytest.mark.parametrize(
@@ -146,6 +163,7 @@ def test_it_never_raises_and_stays_within_the_text():
         for start, end, concept in reading.recognise(text):
             assert 0 <= start < end <= len(text) and concept
     assert reading.recognise("The red dog slept. " * 3000)
+    assert reading.recognise("9" * 5000 + " + 1 = 2 " + "a" * 50_000 + ": 3 euros")
 
 
 def test_an_unknown_language_is_refused_by_name():

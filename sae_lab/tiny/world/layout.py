@@ -10,7 +10,7 @@ from .text import QUOTED
 NAME = r"[A-ZÀ-Ý][\w'-]+"
 TIME = re.compile(r"\b\d{1,2}:\d\d\b")
 STOP = re.compile(rf"^\d{{1,2}}:\d\d {NAME}", re.M)
-SUM = re.compile(r"(?<![\d+\-x/=.:])(?<![\d+x/=] )(-?\d+) ([+\-x/]) (\d+) = (-?\d+)(?![\d:])(?!\.\d)")
+SUM = re.compile(r"(?<![\d+\-x/=.:])(?<![\d+x/=] )(-?\d{1,9}) ([+\-x/]) (\d{1,9}) = (-?\d{1,9})(?![\d:])(?!\.\d)")
 SIGN = {"+": "math.plus", "-": "math.minus", "x": "math.times", "/": "math.over"}
 DAYS = "monday|tuesday|wednesday|thursday|friday|saturday|sunday|"
 DAYS += "montag|dienstag|mittwoch|donnerstag|freitag|samstag|sonntag|"
@@ -93,11 +93,6 @@ def rhymes(lines: list[str]) -> bool:
     return sum(a == b for a, b in pairs) > len(lines) / 4
 
 
-def quotes(text: str) -> list[tuple[int, int, str]]:
-    """Quotations."""
-    return [(m.start(), m.end(), "form.in_quotes") for m in QUOTED.finditer(text)]
-
-
 def sums(text: str) -> list[tuple[int, int, str]]:
     """Operands and signs of sums; the result only if it is right; times of day."""
     out = [(m.start(), m.end(), "math.time") for m in TIME.finditer(text)]
@@ -126,19 +121,15 @@ ITEMS = {
     "dictionary": ENTRY,
     "recipe": STEP,
 }
-
-
 DATE = re.compile(rf"\b(\d{{1,2}})(?=(?:\.|th|st|nd|rd)? (?:de )?(?:{MONTHS})\b)", re.I)
 
 
-def dates(text: str) -> list[tuple[int, int, str]]:
-    """Days of the month."""
-    return [(*m.span(1), "entity.time.date") for m in DATE.finditer(text)]
-
-
 def items(text: str, kind: str | None) -> list[tuple[int, int, str]]:
-    """The items of a list: lines of a timetable or price list, sums, a dictionary's entries, numbered steps."""
-    return [(m.start(), m.end(), "list.item") for m in ITEMS[kind].finditer(text)] if kind in ITEMS else []
+    """Quotations, a diary's dates, and the items of a list: stops, prices, sums, a dictionary's entries, steps."""
+    out = [(*m.span(), "form.in_quotes") for m in QUOTED.finditer(text)]
+    if kind == "diary":
+        out += [(*m.span(1), "entity.time.date") for m in DATE.finditer(text)]
+    return out + [(*m.span(), "list.item") for m in ITEMS[kind].finditer(text)] if kind in ITEMS else out
 
 
 def negations(start: int, sentence: str, language: str) -> list[tuple[int, int, str]]:

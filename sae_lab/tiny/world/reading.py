@@ -70,12 +70,7 @@ def everything(text: str, language: str | None = None) -> list[tuple[int, int, s
     if language is not None and language not in languages():
         raise ValueError(f"recognise knows no language {language!r}. Known: {', '.join(languages())}.")
     kind = layout.register(text)
-    out = [(0, len(text), f"register.{kind}")] if kind else []
-    if kind == "code":
-        out += layout.code(text)
-    else:
-        out += layout.quotes(text) + layout.sums(text) + layout.items(text, kind)
-        out += layout.dates(text) if kind == "diary" else []
+    out = layout.code(text) if kind == "code" else layout.sums(text) + layout.items(text, kind)
     pieces = sentences(text, language)
     seen: set = set()
     for start, sentence, spoken, words in pieces:
@@ -83,6 +78,9 @@ def everything(text: str, language: str | None = None) -> list[tuple[int, int, s
             out.append((start, start + len(sentence), f"language.{NAMES[spoken]}"))
             out += layout.negations(start, sentence, spoken) if kind != "code" else []
         out += read_words(start, sentence, spoken if kind != "code" else None, words, seen)
+    if kind in ("story", "news") and not any(concept == "syntax.tense.past" for _, _, concept in out):
+        kind = None  # prose that tells nothing
+    out += [(0, len(text), f"register.{kind}")] if kind else []
     return out + topics(text, pieces, kind)
 
 
@@ -106,25 +104,20 @@ def vote(words: list[str]) -> dict[str, float]:
     """Points for each language: a word's point is shared by the languages that know it; names do not vote."""
     points = dict.fromkeys(languages(), 0.0)
     for word in words:
-        for code, share in ballot(word):
+        for code, share in vocabularies().get(word.lower(), ()):
             points[code] += share
     return points
 
 
 @cache
-def vocabularies() -> dict[str, dict]:
-    """word -> ((language, share), ...)."""
+def vocabularies() -> dict[str, tuple]:
+    """word -> ((language, share), ...), without the words that every language has."""
     known: dict[str, list] = {}
     for code in languages():
         for word in forms(code).vocabulary:
             known.setdefault(word, []).append(code)
     everywhere = len(languages())
     return {w: tuple((c, 1 / len(codes)) for c in codes) for w, codes in known.items() if len(codes) < everywhere}
-
-
-def ballot(word: str) -> tuple:
-    """The word's shares."""
-    return vocabularies().get(word.lower(), ())
 
 
 def verdict(points: dict[str, float]) -> str | None:
