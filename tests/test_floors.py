@@ -112,7 +112,7 @@ def test_the_package_stays_thin():
     """The embedded world is a data set with its generator: counted apart."""
     lines = {p: p.read_text().count("\n") for p in FILES}
     assert sum(n for p, n in lines.items() if room(p) != "tiny") < 9000
-    assert sum(n for p, n in lines.items() if room(p) == "tiny") < 5000
+    assert sum(n for p, n in lines.items() if room(p) == "tiny") < 5500
 
 
 def test_importing_the_package_loads_no_library():

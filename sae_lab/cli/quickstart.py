@@ -32,7 +32,8 @@ class Quickstart:
     tokens: int = knob(1_000_000, 10_000, 10**10, "tokens to train on")
     d_sae: int = knob(2048, 16, 2**20, "latents")
     k: int = knob(32, 1, 4096, "latents per token, on average")
-    lr: float | None = knob(None, 1e-7, 1.0, "peak learning rate; None: the recipe's")
+    batch: int = knob(1024, 16, 2**20, "tokens per step: small, so that a short run has steps enough")
+    lr: float | None = knob(2e-3, 1e-7, 1.0, "peak learning rate; None: the recipe's, which is for long runs")
     folder: str = knob("runs/quickstart", help="run folder; a number is added where it is taken")
     seed: int = knob(0, 0, 2**31 - 1, "seed of everything")
 
@@ -74,7 +75,7 @@ def quickstart(options: Quickstart) -> Findings:
         sae = build("batchtopk", d_in=lm.d_in(options.site), d_sae=options.d_sae, k=options.k, seed=options.seed)
     run = Run(fresh(options.folder))
     with watch("train"):
-        knobs = {"tokens": options.tokens, "lr": options.lr, "seed": options.seed}
+        knobs = {"tokens": options.tokens, "batch": options.batch, "lr": options.lr, "seed": options.seed}
         for _ in watched(train(sae, source, run=run.folder, about={"model": options.model}, **knobs), "train"):
             pass
     with watch("evaluate"):
