@@ -12,7 +12,9 @@ from skipped import pytest_configure  # noqa: F401  (a hook)
 
 torch.set_num_threads(1)  # tiny tensors: threads only fight
 ROOMS = (p.stem for p in (Path(__file__).parents[1] / "sae_lab").glob("[a-z]*") if p.stem != "tiny")
-install_import_hook([*(f"sae_lab.{room}" for room in ROOMS), "sae_lab.tiny.make"], "beartype.beartype")  # no tensors in
+install_import_hook(
+    [*(f"sae_lab.{room}" for room in ROOMS), "sae_lab.tiny.make"], "shapecheck.checked"
+)  # no tensors in
 # the world: checking every string it writes made its tests twenty times slower
 
 SHARED = Path(os.environ.get("SAE_LAB_SHARED", Path(__file__).parents[2] / "shared"))

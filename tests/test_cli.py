@@ -52,7 +52,8 @@ def here(tmp_path, monkeypatch):
 
 def test_without_a_verb_it_lists_the_verbs(capsys):
     assert main([]) == 0
-    assert all(verb in capsys.readouterr().out for verb in VERBS)
+    out = capsys.readouterr().out
+    assert all(verb in out for verb in VERBS)
 
 
 def test_an_unknown_verb_names_the_known_ones(capsys):

@@ -312,6 +312,28 @@ def test_an_sae_left_in_the_middle_eats_raw_activations_too(tmp_path):
     assert fvu(sae, x) < 1.5 * step.fvu
 
 
+def test_what_a_run_measured_it_holds_to_the_end(tmp_path, monkeypatch):
+    """Its scale and the precision it chooses in, also where a later process would measure others."""
+
+    class Louder(Stream):
+        def statistics(self, site):
+            return super().statistics(site)._replace(mean_square=1e6)
+
+    def quicker(dtype):
+        monkeypatch.setattr("sae_lab.saes.base.choice_dtype", lambda device: dtype)
+
+    straight, broken = topk(choose_in="auto"), topk(choose_in="auto")
+    quicker(torch.bfloat16)
+    list(train(straight, Stream(), 640, **KNOBS))
+    for _ in islice(train(broken, Stream(), 640, run=tmp_path / "run", **KNOBS), 5):
+        pass
+    quicker(torch.float32)
+    list(train(broken, Louder(), 640, run=tmp_path / "run", **KNOBS))
+    assert same(broken, straight)
+    assert Run(tmp_path / "run").config["choose_in"] == "bfloat16"
+    assert broken.cfg.choose_in == "auto"
+
+
 def test_leaving_at_the_last_step_leaves_a_finished_run(tmp_path):
     for step in train(topk(), Stream(), 640, run=tmp_path / "run", **KNOBS):
         if step.index == step.steps:

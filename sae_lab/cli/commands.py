@@ -108,7 +108,7 @@ def run_evaluate(argv: list[str], as_json: bool) -> None:
 
 def run_runs(argv: list[str], as_json: bool) -> None:
     runs = find_runs(_folder(argv, "runs"))
-    rows = [{"run": str(r.folder), "variant": r.config.get("sae", {}).get("variant"), **_numbers(r)} for r in runs]
+    rows = [{"run": str(r.folder), "variant": r.config.get("variant"), **_numbers(r)} for r in runs]
     say(rows, as_json, _table(rows) or "No runs here. Start one: sae-lab quickstart, or sae-lab train batchtopk.")
 
 
