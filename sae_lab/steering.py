@@ -196,7 +196,7 @@ def openings(lm: LM, concept: str, n: int, split: str, seed: int, words: int = 8
     found = []
     for text in world.texts(seed=seed, split=split, labels=False):
         opening = " ".join(text.text.split(" ")[:words])
-        if text.language == "english" and not shows(opening, concept) and not shows(text.text, concept):
+        if text.language == "en" and not shows(opening, concept) and not shows(text.text, concept):
             found.append(opening)
         if len(found) == n:
             return found
