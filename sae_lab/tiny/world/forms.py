@@ -31,7 +31,7 @@ class Forms:
         for form, r in lower.items():
             both.setdefault(form[0].upper() + form[1:], set()).update(r)
         self.upper, self.lower, self.first = ({f: common(r) for f, r in part.items()} for part in (upper, lower, both))
-        self.attributes = {f: paths for f, r in {**both, **lower}.items() if len(paths := attributes(r)) > 1}
+        self.attributes = {f: attributes(r) for f, r in {**both, **lower}.items() if len(r) > 1 and attributes(r)}
         self.names = frozenset(f for f, r in upper.items() if all("syntax.pos.name" in one for one in r))
         self.vocabulary = frozenset(f.lower() for f in readings if f not in self.names)
 

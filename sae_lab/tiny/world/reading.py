@@ -136,7 +136,8 @@ def read_words(start: int, sentence: str, language: str | None, words, seen: set
     table, doubtful = forms(language), measured()["abstain"].get(language, {})
     meant = [table.read(word, opens(sentence, words, n)) for n, (_, _, word) in enumerate(found)]
     for n, (a, b, word) in enumerate(found):
-        for concept in (*meant[n], *attribute(table, found, meant, n)):
+        special = attribute(table, found, meant, n)
+        for concept in (*special, *(c for c in meant[n] if not any(f"{s}.".startswith(f"{c}.") for s in special))):
             if concept not in doubtful.get(word.lower(), ()):
                 out.append((a, b, concept))
         if "syntax.pos.name" in meant[n] and "entity.place.name" not in meant[n]:
