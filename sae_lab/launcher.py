@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .knobs import check, knob
-from .runs import Run, RunInUse, find_runs, fresh
+from .runs import UNFINISHED, Run, RunInUse, find_runs, fresh, lives
 from .training import Step, TrainConfig, train
 
 if TYPE_CHECKING:
@@ -112,6 +112,13 @@ class Launched(Run):
         """The folder alone."""
         return Run(self.folder)
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there: at work, paused, or between the end of the training and the evaluation."""
+        status = self.status
+        own = status.get("pid") == os.getpid()  # trained in this process, which stays
+        return status["state"] in UNFINISHED or bool(self.job) and not own and lives(status)
+
     def wait(self, timeout: float | None = None) -> "Launched":
         """This run, once its process has ended.
 
@@ -146,9 +153,10 @@ class Launched(Run):
         Raises:
             ValueError: if the run was not launched, so that nobody knows its job.
         """
-        if self.alive:
+        if self.status["state"] in UNFINISHED:
             self.control("run")
         else:
+            self._until(lambda state: not self.alive, 60.0)  # one that stopped a moment ago is still on its way out
             _start(self)
         return self
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -74,6 +76,17 @@ def test_a_detached_training_is_steered_killed_and_taken_up_again(tmp_path):
     assert run.log.fvu.iloc[-1] == last.fvu
     assert run.errors == ""
     assert run.job["cwd"] == os.getcwd()
+
+
+def test_a_process_that_has_trained_and_is_about_to_evaluate_is_waited_for(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    run = Launched(tmp_path / "run")
+    run.describe({"variant": "topk"}, file="job.json")
+    run.mark("done", child.pid)
+    with pytest.raises(TimeoutError, match="still going"):
+        run.wait(timeout=0.2)
+    child.communicate(b"")
+    assert run.wait(timeout=60).status["state"] == "done"
 
 
 def test_a_job_that_fails_says_why(tmp_path):

@@ -2,11 +2,12 @@
 
 from .checkpoints import Checkpoint, Checkpoints
 from .files import Damaged, DiskFull
-from .lock import RunInUse
-from .run import Run, find_runs, fresh
+from .lock import RunInUse, lives
+from .run import UNFINISHED, Run, find_runs, fresh
 from .store import read_sae, write_sae
 
 __all__ = [
+    "UNFINISHED",
     "Checkpoint",
     "Checkpoints",
     "Damaged",
@@ -15,6 +16,7 @@ __all__ = [
     "RunInUse",
     "find_runs",
     "fresh",
+    "lives",
     "read_sae",
     "write_sae",
 ]
