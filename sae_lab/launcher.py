@@ -117,7 +117,7 @@ class Launched(Run):
         """Whether its process is there: at work, paused, or between the end of the training and the evaluation."""
         status = self.status
         own = status.get("pid") == os.getpid()  # trained in this process, which stays
-        return status["state"] in UNFINISHED or bool(self.job) and not own and lives(status)
+        return status["state"] in UNFINISHED or (bool(self.job) and not own and lives(status))
 
     def wait(self, timeout: float | None = None) -> "Launched":
         """This run, once its process has ended.
