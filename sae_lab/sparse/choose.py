@@ -150,7 +150,8 @@ def _pooled(chunks: Chunks, quota: Tensor, total: int, prune: Callable) -> Suppo
     """The `quota` largest of each group, seeing each chunk once.
 
     Whatever exceeds the floor joins a pool. A full pool is pruned to the quota, and the least that stayed becomes the
-    new floor: nothing at or below it can be in the answer, since `quota` better or earlier ones are known.
+    new floor: nothing at or below it can be in the answer, since `quota` better or earlier ones are known. Chunks are
+    seen a few tokens at a time, so that the floor rises before most of them are looked at.
     """
     floor, parts = torch.zeros(()), []
 
@@ -159,7 +160,7 @@ def _pooled(chunks: Chunks, quota: Tensor, total: int, prune: Callable) -> Suppo
         keep, least = prune(pool, pool.score, quota.to(pool.score.device))
         return pool.subset(keep), least if len(least) == chunks.d_sae else least[0]
 
-    for _, score in chunks:
+    for score in (part for _, chunk in chunks for part in chunk.split(max(1, 2 * total // max(1, chunks.d_sae)))):
         parts.append(_support(chunks.d_sae, [backend_of(score).above(score, _floor(floor, score))]))
         if sum(len(part.latent) for part in parts) > 2 * total:
             pool, floor = pruned()
