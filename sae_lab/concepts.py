@@ -177,12 +177,12 @@ def page_labels(page: Page, concepts: world.Concepts) -> sparse.csr_array:
 def _of_latents(sae: SAE, x: Tensor) -> Firings:
     z = sae.encode(x)
     on = z.value > 0
-    latent, token = z.support.latent[on].long().cpu().numpy(), z.support.token[on].cpu().numpy()
-    return Firings(latent, token, z.value[on].double().cpu().numpy(), sae.cfg.d_sae, len(x))
+    latent, token = z.support.latent[on].int().cpu().numpy(), z.support.token[on].int().cpu().numpy()
+    return Firings(latent, token, z.value[on].float().cpu().numpy(), sae.cfg.d_sae, len(x))
 
 
 def _of_neurons(lm: LM, site: Site, page: Page) -> Firings:
     """MLP neurons and residual dimensions of the layer, each once with either sign."""
     hidden = lm.neurons(page.block.ids, site.layer, mask=page.block.mask)[page.keep]
-    both = torch.cat([hidden.float(), page.acts[site]], dim=1).double().cpu().numpy()
+    both = torch.cat([hidden.float(), page.acts[site]], dim=1).cpu().numpy()
     return Firings.of_dense(np.concatenate([both, -both], axis=1))

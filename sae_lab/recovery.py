@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy import sparse
 
-LEVELS = np.unique(np.concatenate([np.geomspace(1e-3, 1, 25), np.linspace(0.1, 1, 10)]))  # shares of a unit's firings
+from .sparse.kernels import best_cuts
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,11 @@ class Firings:
     @classmethod
     def of_dense(cls, acts: Float[np.ndarray, "tokens units"], share: float = 0.2) -> "Firings":
         """The positive entries among the highest `share` of each unit: what a threshold could pick."""
-        floor = np.maximum(np.quantile(acts, 1 - share, axis=0), 0)
-        token, unit = np.nonzero(acts > floor)
-        return cls(unit, token, acts[token, unit], acts.shape[1], len(acts))
+        by_unit = np.ascontiguousarray(acts.T)
+        place = len(acts) - max(1, int(share * len(acts)))
+        floor = np.partition(by_unit, place, axis=1)[:, place].clip(min=np.nextafter(np.float32(0), np.float32(1)))
+        unit, token = np.nonzero(by_unit >= floor[:, None])
+        return cls(unit.astype(np.int32), token.astype(np.int32), by_unit[unit, token], *by_unit.shape)
 
     def only(self, units: Int[np.ndarray, " some"]) -> "Firings":
         """The same firings of a few units, renumbered in the order given."""
@@ -49,41 +51,19 @@ class Choice:
 
 
 def choose(firings: Firings, labels: sparse.csr_array) -> Choice:
-    """Best unit and threshold by F1: the unit at one of `LEVELS` of its firings, then its exact best threshold.
+    """Best unit and threshold by F1, every unit and every threshold tried.
 
     Args:
         labels: [tokens, concepts], true where the token carries the concept.
     """
-    order = np.lexsort((-firings.value, firings.unit))
-    unit, token, value = firings.unit[order], firings.token[order], firings.value[order]
-    first = np.concatenate([[0], np.bincount(unit, minlength=firings.units).cumsum()])
+    narrow = np.uint16 if firings.units <= 2**16 else np.int64  # 16 bits are sorted by counting
+    order = np.argsort(firings.unit.astype(narrow), kind="stable")
+    first = np.concatenate([[0], np.bincount(firings.unit, minlength=firings.units).cumsum()])
     positives = np.asarray(labels.astype(np.int64).sum(0)).ravel()
-    best = _f1_at_levels(unit, token, first, labels, positives).max(1).argmax(0)
-    threshold, reached = np.full(len(best), np.inf), np.zeros(len(best))
-    columns = labels.tocsc()
-    for c, u in enumerate(best):
-        span = slice(first[u], first[u + 1])
-        if span.start == span.stop:
-            continue
-        there = columns.indices[columns.indptr[c] : columns.indptr[c + 1]]
-        hits = np.isin(token[span], there).cumsum()
-        curve = f1(hits, np.arange(1, len(hits) + 1), positives[c])
-        curve[:-1][value[span][:-1] == value[span][1:]] = -1  # a threshold cannot part equal values
-        threshold[c], reached[c] = value[span][curve.argmax()], curve.max()
-    return Choice(best, threshold, reached)
-
-
-def _f1_at_levels(unit, token, first, labels, positives) -> Float[np.ndarray, "units levels concepts"]:
-    """F1 of each unit cut at each level; firings come sorted, strongest first within a unit."""
-    count, units = first[1:] - first[:-1], len(first) - 1
-    cuts = np.maximum(np.ceil(LEVELS[None, :] * count[:, None]).astype(np.int64), 1)  # firings kept at each level
-    rank, level = np.arange(len(unit)) - first[unit], np.empty(len(unit), np.int64)
-    for i in range(len(LEVELS) - 1, -1, -1):
-        level[rank < cuts[unit, i]] = i
-    place = (unit * len(LEVELS) + level, token)
-    rows = sparse.csr_array((np.ones(len(unit), np.float32), place), shape=(units * len(LEVELS), labels.shape[0]))
-    hits = (rows @ labels.astype(np.float32)).toarray().reshape(units, len(LEVELS), -1).cumsum(1)
-    return f1(hits, np.minimum(cuts, count[:, None])[:, :, None], positives)
+    token, value = firings.token[order], firings.value[order]
+    reached, threshold = best_cuts(first, token, value, labels.indptr, labels.indices, positives)
+    unit, concept = reached.argmax(0), np.arange(len(positives))
+    return Choice(unit, threshold[unit, concept], reached[unit, concept])
 
 
 @dataclass(frozen=True)

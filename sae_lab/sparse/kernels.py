@@ -322,3 +322,35 @@ def adam_rows(W, grad, m, v, scale, lr, b1, b2, eps, step, unit):
             norm = one / np.sqrt(norm)
             for c in range(W.shape[1]):
                 W[r, c] *= norm
+
+
+@jit(parallel=True)
+@no_type_check
+def best_cuts(first, token, value, start, concept, positives):
+    """(F1, threshold) of each unit's best cut for each concept; 0 and infinity where the two never meet.
+
+    Firings come grouped by unit. F1 can only rise where a hit is added, so only those cuts are looked at, and only at
+    the end of equal values: a threshold cannot part them.
+    """
+    units, concepts = len(first) - 1, len(positives)
+    reached, threshold = np.zeros((units, concepts)), np.full((units, concepts), np.inf)
+    for unit in numba.prange(units):
+        values = value[first[unit] : first[unit + 1]]
+        order = np.argsort(-values)
+        tokens = token[first[unit] : first[unit + 1]][order]
+        hits = np.zeros(concepts, np.int64)
+        begin = 0
+        while begin < len(order):
+            cut, end = values[order[begin]], begin
+            while end < len(order) and values[order[end]] == cut:
+                for at in range(start[tokens[end]], start[tokens[end] + 1]):
+                    hits[concept[at]] += 1
+                end += 1
+            for i in range(begin, end):
+                for at in range(start[tokens[i]], start[tokens[i] + 1]):
+                    c = concept[at]
+                    found = 2 * hits[c] / (end + positives[c])
+                    if found > reached[unit, c]:
+                        reached[unit, c], threshold[unit, c] = found, cut
+            begin = end
+    return reached, threshold
