@@ -1,6 +1,5 @@
 """A progress line for people: bar, rate, time left, and the numbers that matter. Silent where nobody looks."""
 
-import sys
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
@@ -8,7 +7,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..training import Step
 
-CONSOLE = Console(file=sys.stderr, highlight=False)
+CONSOLE = Console(stderr=True, highlight=False)  # whatever sys.stderr is at the time of printing
 
 
 def watched(steps: Iterable[Step], what: str) -> Iterator[Step]:
