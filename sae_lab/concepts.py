@@ -19,12 +19,12 @@ from torch import Tensor
 from . import plots
 from .intervals import Estimate, draws, interval
 from .models import LM
-from .reading import Page, home, walk
+from .reading import Page, held_out, home, walk
 from .recovery import Firings, Recovery, choose, score
 from .saes import SAE, build
 from .sites import Site
 from .tiny import world
-from .tokens import Blocks, token_blocks
+from .tokens import Blocks
 
 POSITIVES = 50  # a concept with fewer held-out positives is shown but not averaged
 
@@ -110,17 +110,17 @@ def recover(
     concepts = world.concepts()
     names, parts = tuple(c.name for c in concepts), {}
     for split in ("validation", "test"):
-        blocks = token_blocks(lm.tokenizer, text="world", split=split, seed=seed, **options)
+        blocks = held_out(lm, "world", split, seed, **options)
         parts[split] = _collect(lm, blocks, site, units, names, tokens)
     recoveries = {}
     for name in (*units, "matched"):
         choice_on, labels, _ = parts["validation"]
-        score_on, held_out, doc = parts["test"]
+        score_on, truth, doc = parts["test"]
         pick = _matched(parts["validation"][0], seed) if name == "matched" else None
         kind = "latents" if name == "matched" else name
         a, b = choice_on[kind], score_on[kind]
         a, b = (a.only(pick), b.only(pick)) if pick is not None else (a, b)
-        recoveries[name] = score(b, held_out, choose(a, labels), doc, names)
+        recoveries[name] = score(b, truth, choose(a, labels), doc, names)
     about = {"site": str(site), "tokens": len(parts["test"][2]), "seed": seed, "k of random": k}
     about |= {f"{name} candidates": recoveries_units(parts, name) for name in units}
     return Concepts(recoveries, tuple(c.kind for c in concepts), about)

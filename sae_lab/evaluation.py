@@ -16,11 +16,11 @@ from torch import Tensor
 from . import plots
 from .intervals import DocSums, Estimate
 from .models import LM
-from .reading import home, pages, walk
+from .reading import held_out, home, pages, walk
 from .saes import SAE
 from .shapes import Direction
 from .sites import Site
-from .tokens import Blocks, token_blocks
+from .tokens import Blocks
 
 DENSE = 0.1  # a latent that fires on more than this share of tokens counts as dense
 
@@ -122,7 +122,7 @@ def evaluate(
         text: as in `sl.activations`; default: the text it was trained on (its test split), else "world".
         tokens: how many tokens reconstruction, sparsity and deadness are measured on at least, if the text has so many.
         spliced: how many of them are also run through the model with the SAE in place (four times the work).
-        options: passed on to `tokens.token_blocks`: context, batch ...
+        options: passed on to `reading.held_out`: context, documents, column ...
 
     Raises:
         ValueError: if the SAE does not know its site and none is given, or does not fit it.
@@ -131,7 +131,7 @@ def evaluate(
     text = text if text is not None else sae.origin.get("text", "world")
     if lm.d_in(site) != sae.cfg.d_in:
         raise ValueError(f"The SAE reads d_in={sae.cfg.d_in}, but {lm.name} has {lm.d_in(site)} at {site}. Give site=.")
-    blocks = token_blocks(lm.tokenizer, text=text, split=split, seed=seed, **options)
+    blocks = held_out(lm, text, split, seed, **options)
     sums, fired, counts = _reconstruct(sae, lm, site, blocks, tokens)
     n = sums.sums["n"].sum()
     mean = torch.as_tensor(sums.sums["y"].sum(0) / n, dtype=lm.dtype, device=lm.device)

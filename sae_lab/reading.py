@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -11,7 +12,7 @@ from .models import LM
 from .saes import SAE
 from .shapes import Mask
 from .sites import Site
-from .tokens import Blocks, TokenBlock
+from .tokens import Blocks, TokenBlock, token_blocks
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Page:
     keep: Mask
     doc: Int[np.ndarray, " tok"]
     acts: dict[Site, Tensor]
+
+
+def held_out(lm: LM, text: Any, split: str, seed: int, *, context: int | None = None, **options: Any) -> Blocks:
+    """Blocks of a text for measuring; rows of `context` tokens, by default 512 or what the model takes."""
+    return token_blocks(lm.tokenizer, text, context or min(512, lm.context), seed, split, **options)
 
 
 def pages(blocks: Blocks, tokens: int) -> Iterator[tuple[TokenBlock, Mask]]:

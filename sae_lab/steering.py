@@ -4,6 +4,7 @@ The unit of strength is the latent's own typical activation (the mean over token
 "as if it fired once more". The control is a random latent's direction scaled to the same norm.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 from . import plots
 from .intervals import Estimate
 from .models import LM, Edit, Generation
-from .reading import home, walk
+from .reading import held_out, home, walk
 from .saes import SAE
-from .shapes import Direction
+from .shapes import Direction, PerLatent
 from .sites import Site
 from .tiny import world
-from .tokens import token_blocks
+
+POSITIVES = 50  # a concept with fewer held-out positives is not tried
+MEANING = ("language", "register", "topic", "entity", "attribute", "sentiment")  # branches a reader can see in a text
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,14 @@ def experiment(
 
     Prompts are the first words of test texts without the concept. The strength that is reported was chosen on 16 other
     prompts, as the weakest within 5 points of the best there.
+
+    Raises:
+        ValueError: if the latent never fires on validation text, so that it has no strength of its own.
     """
     site = home(sae, site)
-    typical = typical_activation(sae, lm, latent, site, seed)
+    typical = typical_activation(sae, lm, site, seed=seed)[latent].item()
+    if not typical:
+        raise ValueError(f"Latent {latent} never fires on validation text: steer with another one.")
     control = int(np.random.default_rng(seed + 1).choice(np.delete(np.arange(sae.cfg.d_sae), latent)))
     mine, other = direction(sae, latent), direction(sae, control)
     vectors = {"latent": mine, "random latent": other * (mine.norm() / other.norm())}
@@ -163,20 +171,55 @@ def experiment(
     return SteeringExperiment(concept, latent, control, strength, pd.DataFrame(rows), texts, about)
 
 
-def target(named: pd.DataFrame) -> Any:
-    """The row of the best-recovered concept of meaning that `world.recognise` can read off text.
+def target(
+    sae: SAE,
+    lm: LM,
+    table: pd.DataFrame,
+    *,
+    site: str | Site | None = None,
+    tried: int = 12,
+    strengths: Sequence[float] = (2.0, 4.0, 8.0),
+    prompts: int = 8,
+    max_new_tokens: int = 24,
+    seed: int = 0,
+) -> Any:
+    """The concept whose best latent steers best: the row of `table` that most raises how often the concept is written.
+
+    To name a concept and to cause it are two things, so the best-named concepts are tried on a few validation prompts;
+    `experiment` then measures the winner on other ones.
 
     Args:
-        named: `Concepts.named`: columns concept, latent, latents (F1), best first.
+        table: `Concepts.table`: columns concept, latent, latents (F1), positives; best first.
+        tried: how many concepts to try, at most three of one branch of the tree.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if no concept of meaning can be read off text.
     """
-    readable = set(world.recognisable())
-    for row in named.itertuples():
-        if row.concept in readable and row.concept.split(".")[0] in ("entity", "attribute", "sentiment"):
-            return row
-    raise ValueError("No recovered concept can be read off text: train on more tokens.")
+    site = home(sae, site)
+    typical = typical_activation(sae, lm, site, seed=seed)
+    lifts = []
+    for row in candidates(table, tried):
+        vector = direction(sae, row.latent) * typical[row.latent]
+        edits = [None, *(Edit(site.target, vector, s) for s in strengths)]
+        before = openings(lm, row.concept, prompts, "validation", seed + 1)
+        texts = lm.generate(before, edits, max_new_tokens=max_new_tokens, temperature=0.7, seed=seed).texts
+        shown = np.array([shows(before[i // len(edits)] + new, row.concept) for i, new in enumerate(texts)])
+        shares = shown.reshape(prompts, len(edits)).mean(0)
+        lifts.append((shares[1:].max() - shares[0], row.latents, row))
+    if not lifts:
+        raise ValueError("No recovered concept can be read off text: train on more tokens.")
+    return max(lifts, key=lambda lift: lift[:2])[2]
+
+
+def candidates(table: pd.DataFrame, n: int) -> list[Any]:
+    """The best-named concepts of meaning that `world.recognise` can read, at most three of one branch."""
+    readable, rows, branches = set(world.recognisable(("word", "context"))), [], Counter()
+    for row in table[table.positives >= POSITIVES].itertuples():
+        branch = ".".join(row.concept.split(".")[:2])
+        if row.concept in readable and row.concept.startswith(MEANING) and branches[branch] < 3 and len(rows) < n:
+            rows.append(row)
+            branches[branch] += 1
+    return rows
 
 
 def write(
@@ -209,23 +252,19 @@ def shows(text: str, concept: str) -> bool:
 
 
 def typical_activation(
-    sae: SAE, lm: LM, latent: int, site: Site, seed: int = 0, tokens: int = 20_000, **options: Any
-) -> float:
-    """Mean activation of a latent over the tokens on which it fires.
-
-    Raises:
-        ValueError: if it never fires on 20,000 validation tokens.
-    """
-    total, times = 0.0, 0
-    blocks = token_blocks(lm.tokenizer, text=sae.origin.get("text", "world"), split="validation", seed=seed, **options)
+    sae: SAE, lm: LM, site: Site, *, tokens: int = 20_000, seed: int = 0, **options: Any
+) -> PerLatent:
+    """Mean activation of each latent over the validation tokens on which it fires; 0 where it never does."""
+    total, times = torch.zeros(2, sae.cfg.d_sae, dtype=torch.float64)
+    blocks = held_out(lm, sae.origin.get("text", "world"), "validation", seed, **options)
     for page in walk(lm, blocks, [site], tokens):
         with torch.no_grad():
             z = sae.encode(page.acts[site])
-        value = z.value[(z.support.latent == latent) & (z.value > 0)]
-        total, times = total + value.sum().item(), times + len(value)
-    if not times:
-        raise ValueError(f"Latent {latent} never fires on {tokens:,} validation tokens: steer with another one.")
-    return total / times
+        on = z.value > 0
+        latent = z.support.latent[on].long().cpu()
+        total.index_add_(0, latent, z.value[on].double().cpu())
+        times += torch.bincount(latent, minlength=len(times))
+    return total / times.clamp(min=1)
 
 
 def _counted(texts: dict[tuple[str, float], list[tuple[str, str]]], concept: str) -> dict[tuple[str, float], int]:

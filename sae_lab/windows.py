@@ -9,10 +9,9 @@ import pandas as pd
 import torch
 
 from .models import LM
-from .reading import Page, home, walk
+from .reading import Page, held_out, home, walk
 from .saes import SAE
 from .sites import Site
-from .tokens import token_blocks
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def contexts(
     wanted = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
     wanted[latents] = True
     found, fired, seen = {i: [] for i in latents}, dict.fromkeys(latents, 0), 0
-    for page in walk(lm, token_blocks(lm.tokenizer, text=text, split=split, seed=seed, **options), [site], tokens):
+    for page in walk(lm, held_out(lm, text, split, seed, **options), [site], tokens):
         seen += len(page.doc)
         for latent, strongest, times in _firings(sae, page, site, wanted, n):
             fired[latent] += times

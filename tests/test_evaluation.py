@@ -83,6 +83,12 @@ def test_every_interval_holds_its_value_and_the_table_says_what_it_means(lm):
     assert np.isfinite(e.table.value).all()
 
 
+def test_rows_are_as_long_as_the_model_takes(lm):
+    """The default row of 512 tokens is more than this model reads at once (128)."""
+    one = {key: value for key, value in SMALL.items() if key != "context"} | {"text": [" ".join(TEXT)], "split": "all"}
+    assert evaluate(identity(), lm, site=SITE, **one).about["tokens"] > 1000
+
+
 def test_an_sae_without_a_home_is_asked_for_one(lm):
     with pytest.raises(ValueError, match="site='L3R'"):
         evaluate(identity(), lm, **SMALL)

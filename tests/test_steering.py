@@ -1,11 +1,14 @@
 """Steering with a direction whose effect is known."""
 
+import copy
+
+import pandas as pd
 import pytest
 import torch
 from small import identity, small_llama
 
-from sae_lab import steer
-from sae_lab.steering import direction, openings, shows, typical_activation
+from sae_lab import steer, world
+from sae_lab.steering import candidates, direction, experiment, openings, shows, target, typical_activation
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +59,43 @@ def test_typical_activation_is_the_mean_over_firings(lm, sae):
 
     blocks = token_blocks(lm.tokenizer, text="world", split="validation", context=128)
     x = torch.cat([p.acts["L2R"] for p in walk(lm, blocks, [Site("L2R")], 2000)])[:, 3]
-    got = typical_activation(sae, lm, 3, Site("L2R"), tokens=2000, context=128)
+    got = typical_activation(sae, lm, Site("L2R"), tokens=2000, context=128)[3].item()
     assert got == pytest.approx(x[x > 0].mean().item(), rel=1e-4)
+
+
+def test_a_latent_that_never_fires_has_no_strength(lm, sae):
+    silent = copy.deepcopy(sae)
+    with torch.no_grad():
+        silent.b_enc[5] = -1e9
+    with pytest.raises(ValueError, match="Latent 5 never fires"):
+        experiment(silent, lm, 5, "entity.animal.pet.dog", prompts=2, max_new_tokens=2)
+
+
+def rows(*concepts):
+    row = {"latents": 0.9, "positives": 99}
+    return pd.DataFrame([{"concept": name, "latent": 3 + i} | row for i, name in enumerate(concepts)])
+
+
+def test_the_target_is_the_concept_that_is_written_more(lm, sae):
+    """Latent 0 writes " dog" whatever the prompt; the others change nothing that a reader of words could see."""
+    dog, cat = "entity.animal.pet.dog", "entity.animal.pet.cat"
+    made = copy.deepcopy(sae)
+    token = lm.tokenizer(" dog", add_special_tokens=False).input_ids
+    assert len(token) == 1
+    head = lm.module.get_output_embeddings().weight[token[0]] * lm.module.model.norm.weight
+    with torch.no_grad():
+        made.W_dec[4] = 1e4 * head / head.norm()
+    assert target(made, lm, rows(cat, dog), prompts=4, max_new_tokens=2).concept == dog
+
+
+def test_candidates_are_concepts_a_reader_can_see_and_not_all_of_one_branch():
+    readable = [c for c in world.recognisable() if c.startswith("entity.animal")][:5]
+    assert len(readable) == 5
+    found = [row.concept for row in candidates(rows("form.digit", *readable, "language.french"), 9)]
+    assert found == [*readable[:3], "language.french"]
+    few = rows(*readable)
+    few.loc[0, "positives"] = 49
+    assert [row.concept for row in candidates(few, 2)] == readable[1:3]
 
 
 def test_a_latent_that_is_not_there_is_refused(sae):

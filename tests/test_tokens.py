@@ -37,6 +37,12 @@ def same(a, b):
     return texts[0] == texts[1] and all(torch.equal(getattr(a, f), getattr(b, f)) for f in tensors)
 
 
+def test_a_text_where_a_name_belongs_is_refused():
+    for text in ("Once upon a time. " * 99, "Two\nlines"):
+        with pytest.raises(ValueError, match="in a list"):
+            token_blocks(None, text)
+
+
 def test_a_block_is_a_function_of_seed_split_and_number(tokenizer):
     make = lambda **k: token_blocks(tokenizer, STORIES, context=64, documents=16, **k)  # noqa: E731
     forward, backward = make(), make()

@@ -88,7 +88,7 @@ def quickstart(options: Quickstart) -> Findings:
         best = concepts.named.head(SHOWN)
         shown = contexts(sae, lm, list(dict.fromkeys(best.latent)), n=3)
     with watch("steer"):
-        aim = target(concepts.named)
+        aim = target(sae, lm, concepts.table)
         steering = experiment(sae, lm, int(aim.latent), aim.concept)
         note(repr(steering))
     found = Findings(run, sae, evaluation, concepts, steering, shown, watch.seconds)

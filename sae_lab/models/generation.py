@@ -172,9 +172,16 @@ def _sites(active: list[tuple[int, Edit]]) -> set[Site]:
 
 
 def _change(edits: list[tuple[int, Edit]], where: Mask) -> Callable[[Tensor, Tensor], Tensor]:
+    fixed = [(row, edit.strength * edit.vector) for row, edit in edits if not callable(edit.strength)]
+    moving = [(row, edit) for row, edit in edits if callable(edit.strength)]
+
     def change(x: Tensor, old: Tensor) -> Tensor:
         new = old.clone()
-        for row, edit in edits:
+        if fixed:
+            rows = torch.tensor([row for row, _ in fixed], device=old.device)
+            vectors = torch.stack([vector for _, vector in fixed]).to(old)
+            new.index_add_(0, rows, torch.where(where[rows, :, None], vectors[:, None], 0.0))
+        for row, edit in moving:
             new[row] += torch.where(where[row, :, None], edit.added(x[row]).to(old), 0.0)
         return new
 

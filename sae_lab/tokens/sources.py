@@ -139,6 +139,8 @@ def source(
         return Stream("world", lambda: world.texts(seed=seed, split=split, where=where), None, long)
     if where is not None:
         raise ValueError("where= asks for concepts of the embedded world: use it with text='world'.")
+    if isinstance(text, str) and (len(text) > 1000 or "\n" in text):
+        raise ValueError(f"text={text[:40]!r}... is a text, not the name of one. Give it in a list: text=[...].")
     if isinstance(text, str | Path):
         path = Path(text)
         if path.suffix in SUFFIXES or path.exists():

@@ -182,9 +182,9 @@ def recognise(text: str, language: str | None = None) -> list[tuple[int, int, st
     return found(text) if language is None else found(text, language)
 
 
-def recognisable() -> list[str]:
-    """Concepts of words that recognise finds surely and mostly enough to be steering targets."""
-    return import_module(f"{__name__}.reading").recognisable()
+def recognisable(sorts: tuple[str, ...] = ("word",)) -> list[str]:
+    """Concepts that recognise finds surely and mostly enough to be steering targets; sorts: word, context, relation."""
+    return import_module(f"{__name__}.reading").recognisable(sorts)
 
 
 def requests(seed: int = 0, split: str = "train"):
