@@ -40,7 +40,7 @@ def same(a, b):
 def test_a_text_where_a_name_belongs_is_refused():
     for text in ("Once upon a time. " * 99, "Two\nlines"):
         with pytest.raises(ValueError, match="in a list"):
-            token_blocks(None, text)
+            token_blocks(None, text, eos=False)
 
 
 def test_a_block_is_a_function_of_seed_split_and_number(tokenizer):
