@@ -7,6 +7,7 @@ The unit of strength is the latent's own typical activation (the mean over token
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .tiny import world
 
 POSITIVES = 50  # a concept with fewer held-out positives is not tried
 MEANING = ("language", "register", "topic", "entity", "attribute", "sentiment")  # branches a reader can see in a text
+GIVEN = "language.english"  # the language of all prompts
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,8 @@ def candidates(table: pd.DataFrame, n: int) -> list[Any]:
     readable, rows, branches = set(world.recognisable(("word", "context"))), [], Counter()
     for row in table[table.positives >= POSITIVES].itertuples():
         branch = ".".join(row.concept.split(".")[:2])
-        if row.concept in readable and row.concept.startswith(MEANING) and branches[branch] < 3 and len(rows) < n:
+        wanted = row.concept in readable and row.concept.startswith(MEANING) and row.concept != GIVEN
+        if wanted and branches[branch] < 3 and len(rows) < n:
             rows.append(row)
             branches[branch] += 1
     return rows
@@ -235,15 +238,19 @@ def write(
 
 
 def openings(lm: LM, concept: str, n: int, split: str, seed: int, words: int = 8) -> list[str]:
-    """The first words of held-out texts that do not show a concept; texts in English, since steering is read there."""
+    """The first words of held-out texts that do not show a concept; texts in English, since steering is read there.
+
+    Raises:
+        ValueError: if fewer than `n` of the first `100 n` texts are without it.
+    """
     found = []
-    for text in world.texts(seed=seed, split=split, labels=False):
+    for text in islice(world.texts(seed=seed, split=split, labels=False), 100 * n):
         opening = " ".join(text.text.split(" ")[:words])
         if text.language == "en" and not shows(opening, concept) and not shows(text.text, concept):
             found.append(opening)
         if len(found) == n:
             return found
-    raise ValueError(f"The {split} split has fewer than {n} texts without {concept}.")
+    raise ValueError(f"Nearly every English text shows {concept}: there is nothing to steer to. Take another concept.")
 
 
 def shows(text: str, concept: str) -> bool:

@@ -71,6 +71,11 @@ def test_a_latent_that_never_fires_has_no_strength(lm, sae):
         experiment(silent, lm, 5, "entity.animal.pet.dog", prompts=2, max_new_tokens=2)
 
 
+def test_a_concept_that_every_text_shows_cannot_be_steered_to(lm):
+    with pytest.raises(ValueError, match="language.english"):
+        openings(lm, "language.english", 2, "test", 0)
+
+
 def rows(*concepts):
     row = {"latents": 0.9, "positives": 99}
     return pd.DataFrame([{"concept": name, "latent": 3 + i} | row for i, name in enumerate(concepts)])
@@ -91,7 +96,7 @@ def test_the_target_is_the_concept_that_is_written_more(lm, sae):
 def test_candidates_are_concepts_a_reader_can_see_and_not_all_of_one_branch():
     readable = [c for c in world.recognisable() if c.startswith("entity.animal")][:5]
     assert len(readable) == 5
-    found = [row.concept for row in candidates(rows("form.digit", *readable, "language.french"), 9)]
+    found = [row.concept for row in candidates(rows("form.digit", "language.english", *readable, "language.french"), 9)]
     assert found == [*readable[:3], "language.french"]
     few = rows(*readable)
     few.loc[0, "positives"] = 49
