@@ -26,6 +26,7 @@ from .tiny import world
 POSITIVES = 50  # a concept with fewer held-out positives is not tried
 MEANING = ("language", "register", "topic", "entity", "attribute", "sentiment")  # branches a reader can see in a text
 GIVEN = "language.english"  # the language of all prompts
+BABBLE = 3.0  # nats per token over the untouched text's surprise, from which a steered text counts as broken
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class SteeringExperiment:
     """How often a concept appears in what the model writes, with a latent, with a control, and without.
 
     Attributes:
-        rows: one per edit and strength: texts in which `world.recognise` finds the concept, of how many.
+        rows: one per edit and strength: share of texts in which `world.recognise` finds the concept, of how many, and
+            their `surprise`: nats per new token under the untouched model, which tells steered text from babble.
         texts: prompt and continuation of every text, by edit and strength.
         strength: the one chosen on other prompts.
     """
@@ -109,7 +111,7 @@ class SteeringExperiment:
     def table(self) -> pd.DataFrame:
         """The share of texts with the concept at the chosen strength, beside control and untouched model."""
         at = self.rows[(self.rows.strength == self.strength) | (self.rows.edit == "untouched")]
-        return at[["edit", "found", "low", "high", "texts"]].reset_index(drop=True)
+        return at[["edit", "found", "low", "high", "surprise", "texts"]].reset_index(drop=True)
 
     @property
     def figure(self):
@@ -145,7 +147,7 @@ def experiment(
     """Counts in how many continuations of held-out prompts a concept appears, with a latent and with a control.
 
     Prompts are the first words of test texts without the concept. The strength that is reported was chosen on 16 other
-    prompts, as the weakest within 5 points of the best there.
+    prompts: the weakest within 5 points of the best there, among those that do not make the model babble.
 
     Raises:
         ValueError: if the latent never fires on validation text, so that it has no strength of its own.
@@ -160,14 +162,15 @@ def experiment(
     edits: dict[tuple[str, float], Edit | None] = {("untouched", 0.0): None}
     edits |= {(name, s): Edit(site.target, v * typical, s) for name, v in vectors.items() for s in strengths}
     writing = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    tried = _counted(write(lm, openings(lm, concept, 16, "validation", seed), edits, **writing), concept)
-    share = {s: tried["latent", s] / 16 for s in strengths}
-    strength = min(s for s in strengths if share[s] >= max(share.values()) - 0.05)
+    tries = {key: edit for key, edit in edits.items() if key[0] != "random latent"}
+    tried = write(lm, openings(lm, concept, 16, "validation", seed), tries, **writing)
+    strength = _strength(lm, tried, concept)
     texts = write(lm, openings(lm, concept, prompts, "test", seed), edits, **writing)
     rows = []
-    for (name, s), hits in _counted(texts, concept).items():
-        e = Estimate.share(hits, prompts)
-        rows.append({"edit": name, "strength": s, "found": e.value, "low": e.low, "high": e.high, "texts": prompts})
+    for (name, s), written in texts.items():
+        e = Estimate.share(_found(written, concept), prompts)
+        row = {"edit": name, "strength": s, "found": e.value, "low": e.low, "high": e.high}
+        rows.append(row | {"surprise": surprise(lm, written), "texts": prompts})
     about = {"site": str(site), "prompts": prompts, "typical_activation": typical, "new_tokens": max_new_tokens}
     about |= {"temperature": temperature, "seed": seed}
     return SteeringExperiment(concept, latent, control, strength, pd.DataFrame(rows), texts, about)
@@ -179,7 +182,7 @@ def target(
     table: pd.DataFrame,
     *,
     site: str | Site | None = None,
-    tried: int = 12,
+    tried: int = 8,
     strengths: Sequence[float] = (2.0, 4.0, 8.0),
     prompts: int = 8,
     max_new_tokens: int = 24,
@@ -202,15 +205,15 @@ def target(
     lifts = []
     for row in candidates(table, tried):
         vector = direction(sae, row.latent) * typical[row.latent]
-        edits = [None, *(Edit(site.target, vector, s) for s in strengths)]
+        edits = {("untouched", 0.0): None} | {("latent", s): Edit(site.target, vector, s) for s in strengths}
         before = openings(lm, row.concept, prompts, "validation", seed + 1)
-        texts = lm.generate(before, edits, max_new_tokens=max_new_tokens, temperature=0.7, seed=seed).texts
-        shown = np.array([shows(before[i // len(edits)] + new, row.concept) for i, new in enumerate(texts)])
-        shares = shown.reshape(prompts, len(edits)).mean(0)
-        lifts.append((shares[1:].max() - shares[0], row.latents, row))
+        texts = write(lm, before, edits, max_new_tokens=max_new_tokens, temperature=0.7, seed=seed)
+        best = texts["latent", _strength(lm, texts, row.concept)]
+        lift = _found(best, row.concept) - _found(texts["untouched", 0.0], row.concept)
+        lifts.append((lift, row.latents, row))
     if not lifts:
         raise ValueError("No recovered concept can be read off text: train on more tokens.")
-    return max(lifts, key=lambda lift: lift[:2])[2]
+    return max(lifts, key=lambda tried: tried[:2])[2]
 
 
 def candidates(table: pd.DataFrame, n: int) -> list[Any]:
@@ -226,15 +229,33 @@ def candidates(table: pd.DataFrame, n: int) -> list[Any]:
 
 
 def write(
-    lm: LM, prompts: list[str], edits: dict[tuple[str, float], Edit | None], at_once: int = 64, **writing: Any
+    lm: LM, prompts: list[str], edits: dict[tuple[str, float], Edit | None], **writing: Any
 ) -> dict[tuple[str, float], list[tuple[str, str]]]:
-    """Every prompt continued under every edit: (prompt, continuation) by edit."""
+    """Every prompt continued under every edit, 64 texts at a time: (prompt, continuation) by edit."""
     texts = {key: [] for key in edits}
-    for key, edit in edits.items():
-        for i in range(0, len(prompts), at_once):
-            part = prompts[i : i + at_once]
-            texts[key] += list(zip(part, lm.generate(part, [edit], **writing).texts))
+    at_once = max(1, 64 // len(edits))
+    for i in range(0, len(prompts), at_once):
+        part = prompts[i : i + at_once]
+        written = lm.generate(part, list(edits.values()), **writing).texts
+        for n, key in enumerate(edits):
+            texts[key] += list(zip(part, written[n :: len(edits)]))
     return texts
+
+
+@torch.no_grad()
+def surprise(lm: LM, texts: list[tuple[str, str]]) -> float:
+    """Cross-entropy of continuations under the untouched model, nats per new token; `texts`: (prompt, continuation)."""
+    total, count = 0.0, 0
+    texts = [(prompt, new) for prompt, new in texts if new]
+    for i in range(0, len(texts), 16):
+        part = texts[i : i + 16]
+        ids, mask = lm.encode([prompt + new for prompt, new in part])
+        first = torch.tensor([lm.encode(prompt)[0].shape[1] for prompt, _ in part])
+        new = mask & (torch.arange(ids.shape[1])[None] >= first[:, None])
+        of = lm.logits(ids, mask)[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None].to(lm.device))[..., 0]
+        total -= of.cpu()[new[:, 1:]].sum().item()
+        count += int(new[:, 1:].sum())
+    return total / max(1, count)
 
 
 def openings(lm: LM, concept: str, n: int, split: str, seed: int, words: int = 8) -> list[str]:
@@ -274,5 +295,14 @@ def typical_activation(
     return total / times.clamp(min=1)
 
 
-def _counted(texts: dict[tuple[str, float], list[tuple[str, str]]], concept: str) -> dict[tuple[str, float], int]:
-    return {key: sum(shows(prompt + new, concept) for prompt, new in rows) for key, rows in texts.items()}
+def _strength(lm: LM, texts: dict[tuple[str, float], list[tuple[str, str]]], concept: str) -> float:
+    """The weakest strength that finds the concept within 5 points of the best, the best being no babble."""
+    limit = surprise(lm, texts["untouched", 0.0]) + BABBLE
+    found = {s: _found(rows, concept) / len(rows) for (name, s), rows in texts.items() if name == "latent"}
+    sound = {s: share for s, share in found.items() if surprise(lm, texts["latent", s]) <= limit}
+    sound = sound or {min(found): found[min(found)]}
+    return min(s for s, share in sound.items() if share >= max(sound.values()) - 0.05)
+
+
+def _found(rows: list[tuple[str, str]], concept: str) -> int:
+    return sum(shows(prompt + new, concept) for prompt, new in rows)

@@ -8,7 +8,18 @@ import torch
 from small import identity, small_llama
 
 from sae_lab import steer, world
-from sae_lab.steering import candidates, direction, experiment, openings, shows, target, typical_activation
+from sae_lab.steering import (
+    BABBLE,
+    _strength,
+    candidates,
+    direction,
+    experiment,
+    openings,
+    shows,
+    surprise,
+    target,
+    typical_activation,
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +82,30 @@ def test_a_latent_that_never_fires_has_no_strength(lm, sae):
         experiment(silent, lm, 5, "entity.animal.pet.dog", prompts=2, max_new_tokens=2)
 
 
+def test_surprise_is_the_cross_entropy_of_the_new_tokens(lm):
+    prompt, new = "The cat", " sat on the mat"
+    ids, _ = lm.encode(prompt + new)
+    first = lm.encode(prompt)[0].shape[1]
+    logp = lm.logits(ids)[0, first - 1 : -1].log_softmax(-1)
+    expected = -logp.gather(1, ids[0, first:, None]).mean().item()
+    assert surprise(lm, [(prompt, new)]) == pytest.approx(expected, rel=1e-4)
+    both = [(prompt, new), ("A much longer prompt than that", " is")]
+    pieces = [(surprise(lm, [row]), len(lm.tokenizer(row[1], add_special_tokens=False).input_ids)) for row in both]
+    assert surprise(lm, both) == pytest.approx(sum(s * n for s, n in pieces) / sum(n for _, n in pieces), rel=1e-4)
+
+
+def test_a_strength_that_makes_the_model_babble_is_not_chosen(lm):
+    dog, likely = "entity.animal.pet.dog", lm.generate("The", max_new_tokens=8).text
+    unlikely = " dog" * 8
+    texts = {("untouched", 0.0): [("The", likely)], ("latent", 1.0): [("The", likely)]}
+    assert surprise(lm, [("The", unlikely)]) > surprise(lm, [("The", likely)]) + BABBLE
+    assert _strength(lm, texts | {("latent", 2.0): [("The", unlikely)]}, dog) == 1.0
+    sound = [("The dog", lm.generate("The dog", max_new_tokens=8).text)]
+    assert _strength(lm, texts | {("latent", 2.0): sound}, dog) == 2.0
+
+
 def test_a_concept_that_every_text_shows_cannot_be_steered_to(lm):
-    with pytest.raises(ValueError, match="language.english"):
+    with pytest.raises(ValueError, match=r"language\.english"):
         openings(lm, "language.english", 2, "test", 0)
 
 

@@ -152,7 +152,11 @@ class _Draw:
         if self.temperature == 0:
             return logits.argmax(-1)
         u = torch.rand(int(self.of_row.max()) + 1, generator=self.random)[self.of_row].to(logits.device)[:, None]
-        p, order = (logits.float() / self.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        p = (logits.float() / self.temperature).softmax(-1)
+        if self.top_p == 1:
+            reach = p.cumsum(-1)
+            return torch.searchsorted(reach, u * reach[:, -1:], right=True).clamp(max=p.shape[1] - 1)[:, 0]
+        p, order = p.sort(dim=-1, descending=True, stable=True)
         total = p.cumsum(-1)
         kept = torch.where(total - p < self.top_p, p, 0.0)
         reach = kept.cumsum(-1)
