@@ -80,7 +80,7 @@ class LM:
         texts = [text] if isinstance(text, str) else list(text)
         bos = self.tokenizer.bos_token_id
         start = [] if bos is None else [bos]
-        rows = [self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+        rows = [self.tokenizer(t, add_special_tokens=False, verbose=False)["input_ids"] for t in texts]
         rows = [row if row[:1] == start else start + row for row in rows]  # a chat template brings its own
         if not rows or min(map(len, rows)) == 0:
             raise ValueError("An empty text holds no token to read. Give a text of at least one character.")
