@@ -100,18 +100,19 @@ def recover(
         tokens: how many tokens each of the two splits (validation to choose, test to score) has.
     """
     site = home(sae, site)
+    hidden = Site(f"L{site.layer}N")
     k = round(float(sae.origin.get("l0") or getattr(sae.cfg, "k", 32)))
     chance = build("random", d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, k=k, seed=seed)
     units: dict[str, Callable[[Page], Firings]] = {
         "latents": lambda page: _of_latents(sae, page.acts[site]),
         "random": lambda page: _of_latents(chance, page.acts[site]),
-        "neurons": lambda page: _of_neurons(lm, site, page),
+        "neurons": lambda page: _of_neurons(page.acts[hidden], page.acts[site]),
     }
     concepts = world.concepts()
     names, parts = tuple(c.name for c in concepts), {}
     for split in ("validation", "test"):
         blocks = held_out(lm, "world", split, seed, **options)
-        parts[split] = _collect(lm, blocks, site, units, names, tokens)
+        parts[split] = _collect(lm, blocks, [site, hidden], units, names, tokens)
     recoveries = {}
     for name in (*units, "matched"):
         choice_on, labels, _ = parts["validation"]
@@ -137,10 +138,10 @@ def _matched(firings: dict[str, Firings], seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(firings["latents"].units)[:n])
 
 
-def _collect(lm: LM, blocks: Blocks, site: Site, units: dict[str, Callable], names: tuple[str, ...], tokens: int):
+def _collect(lm: LM, blocks: Blocks, sites: list[Site], units: dict[str, Callable], names: tuple, tokens: int):
     """Firings of each kind of unit, labels and documents, one row per kept token."""
     found, labels, docs, seen = {name: [] for name in units}, [], [], 0
-    for page in walk(lm, blocks, [site], tokens):
+    for page in walk(lm, blocks, sites, tokens):
         for name, fire in units.items():
             found[name].append((seen, fire(page)))
         labels.append(page_labels(page, world.Concepts(names)))
@@ -181,8 +182,7 @@ def _of_latents(sae: SAE, x: Tensor) -> Firings:
     return Firings(latent, token, z.value[on].float().cpu().numpy(), sae.cfg.d_sae, len(x))
 
 
-def _of_neurons(lm: LM, site: Site, page: Page) -> Firings:
-    """MLP neurons and residual dimensions of the layer, each once with either sign."""
-    hidden = lm.neurons(page.block.ids, site.layer, mask=page.block.mask)[page.keep]
-    both = torch.cat([hidden.float(), page.acts[site]], dim=1).cpu().numpy()
+def _of_neurons(hidden: Tensor, x: Tensor) -> Firings:
+    """MLP neurons and dimensions of the site, each once with either sign."""
+    both = torch.cat([hidden, x], dim=1).cpu().numpy()
     return Firings.of_dense(np.concatenate([both, -both], axis=1))

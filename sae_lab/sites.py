@@ -1,18 +1,19 @@
 """Where in a model: "L12R" is the residual stream after layer 12.
 
-R residual stream after the layer · A attention output · M MLP output · TC what the MLP reads: the RMS-normalised
-residual without the norm's weight (Llama Scope, arXiv:2410.20526). A transcoder reads TC and predicts M.
+R residual stream after the layer · A attention output · M MLP output · N the MLP's neurons · TC what the MLP reads: the
+RMS-normalised residual without the norm's weight (Llama Scope, arXiv:2410.20526). A transcoder reads TC and predicts M.
 """
 
 from __future__ import annotations
 
 import re
 
-PARTS = ("A", "TC", "M", "R")  # in the order in which a layer computes them
+PARTS = ("A", "TC", "N", "M", "R")  # in the order in which a layer computes them
 _LONG = (
     (r"blocks\.(\d+)\.hook_resid_post", "R"),
     (r"blocks\.(\d+)\.hook_attn_out", "A"),
     (r"blocks\.(\d+)\.hook_mlp_out", "M"),
+    (r"blocks\.(\d+)\.mlp\.hook_post", "N"),
     (r"blocks\.(\d+)\.ln2\.hook_normalized", "TC"),
     (r"(?:model\.)*layers\.(\d+)", "R"),
     (r"(?:model\.)*layers\.(\d+)\.self_attn", "A"),
@@ -26,7 +27,7 @@ _LONG = (
 class Site(str):
     """A site's short name, with its `layer` and `part`; equal to the plain string.
 
-    Reads "L3R", "L3M", "L3A", "L3TC", and the long names of TransformerLens, Hugging Face and dictionary_learning.
+    Reads "L3R", "L3M" and so on, and the long names of TransformerLens, Hugging Face and dictionary_learning.
 
     Raises:
         ValueError: if the name is none of these.
@@ -58,7 +59,7 @@ class Site(str):
 
 
 def _parse(name: str) -> tuple[int, str]:
-    short = re.fullmatch(r"L(\d+)(R|A|M|TC)", name)
+    short = re.fullmatch(r"L(\d+)(R|A|M|N|TC)", name)
     if short:
         return int(short[1]), short[2]
     for pattern, part in _LONG:
@@ -66,6 +67,6 @@ def _parse(name: str) -> tuple[int, str]:
         if long:
             return int(long[1]), part
     raise ValueError(
-        f"No site named {name!r}. Write L<layer> and R (residual), A (attention out), M (MLP out) or TC (MLP in): "
-        "'L3R'; or a long name such as 'blocks.3.hook_resid_post' or 'model.layers.3.mlp'."
+        f"No site named {name!r}. Write L<layer> and R (residual), A (attention out), M (MLP out), N (neurons) or TC "
+        "(MLP in): 'L3R'; or a long name such as 'blocks.3.hook_resid_post' or 'model.layers.3.mlp'."
     )

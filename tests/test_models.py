@@ -12,7 +12,7 @@ from sae_lab import models
 from sae_lab.models import Edit, load_model
 from sae_lab.sites import Site
 
-MODULES = {"R": "", "A": ".self_attn", "M": ".mlp"}
+MODULES = {"R": "", "A": ".self_attn", "M": ".mlp", "N": ".mlp.down_proj"}
 
 
 @pytest.fixture(scope="module", params=little.FAMILIES)
@@ -52,6 +52,8 @@ def hooked(plain, ids, mask=None):
 
         handles += [layer.register_forward_hook(keep(f"L{i}R")), layer.mlp.register_forward_hook(keep(f"L{i}M"))]
         handles += [layer.self_attn.register_forward_hook(keep(f"L{i}A"))]
+        neurons = lambda m, a, i=i: found.update({f"L{i}N": a[0]})  # noqa: E731
+        handles += [layer.mlp.down_proj.register_forward_pre_hook(neurons)]
         mid = lambda m, a, out, i=i: found.update({f"L{i}mid": a[0]})  # noqa: E731
         handles += [layer.post_attention_layernorm.register_forward_hook(mid)]
     logits = plain(ids, attention_mask=mask).logits
@@ -63,8 +65,11 @@ def hooked(plain, ids, mask=None):
 def written(plain, site, fn, ids):
     """Logits of a plain run in which a hook replaces what a module returns."""
     module = plain.get_submodule(f"model.layers.{site.layer}{MODULES[site.part]}")
-    hook = lambda m, a, out: (fn(out[0]), *out[1:]) if isinstance(out, tuple) else fn(out)  # noqa: E731
-    handle = module.register_forward_hook(hook)
+    if site.part == "N":
+        handle = module.register_forward_pre_hook(lambda m, a: (fn(a[0]),))
+    else:
+        hook = lambda m, a, out: (fn(out[0]), *out[1:]) if isinstance(out, tuple) else fn(out)  # noqa: E731
+        handle = module.register_forward_hook(hook)
     logits = plain(ids).logits
     handle.remove()
     return logits
@@ -128,7 +133,7 @@ def test_encoding_puts_one_bos_in_front_and_leaves_the_tokenizer_alone(lm):
     assert torch.equal(lm.encode("<bos>no")[0], lm.encode("no")[0]), "a chat template brings its own"
 
 
-@pytest.mark.parametrize("site", ["L0R", "L1A", "L2M"])
+@pytest.mark.parametrize("site", ["L0R", "L1A", "L2M", "L1N"])
 def test_a_splice_equals_a_hook_that_writes(lm, plain, site):
     ids = random_ids(lm)
     fn = lambda x: 0.5 * x + 0.1  # noqa: E731
@@ -145,7 +150,7 @@ def test_a_splice_equals_a_hook_that_writes(lm, plain, site):
 
 def test_a_splice_that_keeps_the_activations_keeps_the_run(lm):
     ids = random_ids(lm)
-    out = lm.splice(ids, {s: (lambda x: x) for s in lm.sites("RAM")})
+    out = lm.splice(ids, {s: (lambda x: x) for s in lm.sites("RAMN")})
     assert out.kl.abs().max() == 0
     assert torch.equal(out.ce, out.ce_clean)
 
@@ -221,7 +226,7 @@ def test_a_splice_can_carry_gradients_to_what_it_splices_in(llama):
     assert not llama.splice(ids, "L1R", lambda x: x * scale).ce.requires_grad
 
 
-@pytest.mark.parametrize("site", ["L0R", "L1A", "L1M"])
+@pytest.mark.parametrize("site", ["L0R", "L1A", "L1M", "L1N"])
 def test_gradients_equal_those_of_a_hook(lm, plain, site):
     ids, held = random_ids(lm), {}
 
@@ -239,8 +244,8 @@ def test_gradients_equal_those_of_a_hook(lm, plain, site):
 
 def test_several_gradients_come_from_one_call(lm):
     ids = random_ids(lm)
-    together = lm.gradients(ids, ["L2R", "L0R", "L1TC", "L1A"])
-    assert list(together) == ["L2R", "L0R", "L1TC", "L1A"]
+    together = lm.gradients(ids, ["L2R", "L0R", "L1TC", "L1A", "L1N"])
+    assert list(together) == ["L2R", "L0R", "L1TC", "L1A", "L1N"]
     for site, g in together.items():
         torch.testing.assert_close(g, lm.gradients(ids, site), rtol=1e-4, atol=1e-5)
 
@@ -274,8 +279,8 @@ def test_gradients_are_taken_at_the_last_real_token_or_where_asked(llama):
 
 def test_neurons_are_what_the_last_matrix_of_the_mlp_reads(lm):
     ids = random_ids(lm)
-    hidden = lm.neurons(ids, 1)
-    assert hidden.shape[-1] == lm.mlp_width
+    hidden = lm.read(ids, "L1N")["L1N"]
+    assert hidden.shape[-1] == lm.mlp_width == lm.d_in("L1N")
     torch.testing.assert_close(lm.module.model.layers[1].mlp.down_proj(hidden), lm.read(ids, "L1M")["L1M"])
 
 

@@ -72,8 +72,7 @@ class LM:
 
     def d_in(self, site: str) -> int:
         """Width of the activations at a site. Raises as `read` does for a site the model lacks."""
-        self._site(site)
-        return self.d_model
+        return self.mlp_width if self._site(site).part == "N" else self.d_model
 
     def encode(self, text: str | Sequence[str]) -> tuple[Ids, Mask]:
         """Token ids of texts, one row each, with one BOS in front where the tokenizer has one; padded on the right."""
@@ -108,12 +107,6 @@ class LM:
         with self._lock:
             found = traces.read(self._model, ids, set(wanted), self._eps)
         return {s: found[s] for s in wanted}
-
-    def neurons(self, ids: Ids, layer: int, mask: Mask | None = None) -> Float[Tensor, "batch seq mlp_width"]:
-        """The hidden units of a layer's MLP, as its last matrix reads them."""
-        layer, ids = self._site(f"L{layer}M").layer, self._checked(ids, mask)
-        with self._lock:
-            return traces.neurons(self._model, ids, layer)
 
     def logits(self, ids: Ids, mask: Mask | None = None) -> Logits:
         """The model's own predictions."""

@@ -53,15 +53,6 @@ def read(
     return found
 
 
-def neurons(model: TransformersModel, ids: Ids, layer: int) -> Float[Tensor, "batch seq mlp_width"]:
-    """What the MLP's last matrix reads: one number per hidden unit of the MLP."""
-    down = model.model.layers[layer].mlp.down_proj
-    with torch.no_grad(), model.trace(input_ids=ids, use_cache=False) as tracer:
-        found = save(down.input.detach())
-        tracer.stop()
-    return found
-
-
 def logits(model: TransformersModel, ids: Ids) -> Logits:
     """The clean run's logits."""
     with torch.no_grad(), model.trace(input_ids=ids, use_cache=False):
@@ -135,6 +126,8 @@ def _output(layer: Any, part: str) -> Tensor:
         out = layer.output
     elif part == "A":
         out = layer.self_attn.output
+    elif part == "N":
+        out = layer.mlp.down_proj.input
     else:
         out = layer.mlp.output
     return out[0] if isinstance(out, tuple) else out
@@ -144,6 +137,9 @@ def _put(layer: Any, site: Site, change: Change, eps: float) -> None:
     if site.part == "TC":
         x = normalised(mlp_norm(layer).input, eps)
         layer.mlp.output = change(x, layer.mlp.output)
+    elif site.part == "N":
+        x = layer.mlp.down_proj.input
+        layer.mlp.down_proj.input = change(x, x)
     elif site.part == "M":
         out = layer.mlp.output
         layer.mlp.output = change(out, out)
@@ -163,6 +159,8 @@ def _point(layer: Any, site: Site, leaf: bool) -> Tensor:
     x = x.detach().requires_grad_(True)
     if site.part == "TC":
         layer.mlp.input = x
+    elif site.part == "N":
+        layer.mlp.down_proj.input = x
     elif site.part == "M":
         layer.mlp.output = x
     elif site.part == "A":
