@@ -68,7 +68,7 @@ class Evaluation:
     def table(self) -> pd.DataFrame:
         """One row per number, with its interval and what it means."""
         rows = [(n, e.value, e.low, e.high, MEANS[n]) for n, e in self.numbers.items()]
-        return pd.DataFrame(rows, columns=["number", "value", "low", "high", "means"])
+        return pd.DataFrame(rows, columns=["number", "value", "low", "high", "meaning"])
 
     @property
     def figure(self):

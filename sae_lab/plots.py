@@ -21,12 +21,12 @@ def style(figure: go.Figure, height: int = 320) -> go.Figure:
         plot_bgcolor="rgba(0,0,0,0)",
         colorway=COLOURS,
         font={"family": "system-ui, sans-serif", "size": 12, "color": "#6e7781"},
-        legend={"orientation": "h", "y": -0.2},
+        legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
         hoverlabel={"font": {"family": "system-ui, sans-serif"}},
     )
     quiet = {"gridcolor": "rgba(128,128,128,0.2)", "zeroline": False, "linecolor": "rgba(128,128,128,0.5)"}
     figure.update_xaxes(**quiet)
-    figure.update_yaxes(**quiet)
+    figure.update_yaxes(automargin=True, **quiet)
     return figure
 
 
@@ -41,7 +41,7 @@ def curves(log: pd.DataFrame, columns: tuple[str, ...] = ("fvu", "l0", "dead"), 
         figure.add_trace(line, 1, i + 1)
         figure.update_xaxes(title_text="tokens", row=1, col=i + 1)
         if column == "fvu":
-            figure.update_yaxes(type="log", row=1, col=i + 1)
+            figure.update_yaxes(type="log", dtick="D1", tickformat=".2g", minor={"showgrid": False}, row=1, col=i + 1)
         else:
             figure.update_yaxes(rangemode="tozero", row=1, col=i + 1)
     return style(figure, 280)
@@ -51,8 +51,10 @@ def densities(density: np.ndarray) -> go.Figure:
     """Histogram of log10 of the share of tokens on which each latent fires; silent latents are left out and counted."""
     alive = density[density > 0]
     figure = go.Figure(go.Histogram(x=np.log10(alive), nbinsx=60, marker={"color": COLOURS[0]}))
-    figure.update_layout(title=f"density of {len(alive)} latents; {len(density) - len(alive)} silent", bargap=0.05)
-    figure.update_xaxes(title_text="log10 share of tokens")
+    figure.update_layout(bargap=0.05)
+    figure.update_xaxes(
+        title_text=f"log10 share of tokens ({len(alive):,} latents; {len(density) - len(alive):,} silent)"
+    )
     figure.update_yaxes(title_text="latents")
     return style(figure)
 
@@ -75,15 +77,16 @@ def bars(table: pd.DataFrame, x: str, y: str, low: str, high: str, colour: str |
 
 
 def dose(table: pd.DataFrame, x: str = "strength", y: str = "found", by: str = "edit") -> go.Figure:
-    """Steering: how the share of texts that show the concept grows with the strength, one line per edit."""
-    figure = go.Figure()
+    """Steering: how often texts show the concept, and how surprised the model is by them, against the strength."""
+    figure = make_subplots(1, 2, horizontal_spacing=0.12)
     for i, (name, rows) in enumerate(table.groupby(by, sort=False)):
         band = {"array": rows["high"] - rows[y], "arrayminus": rows[y] - rows["low"], "thickness": 1.2}
-        figure.add_scatter(
-            x=rows[x], y=rows[y], error_y=band, name=name, mode="lines+markers", line={"color": COLOURS[i]}
-        )
-    figure.update_xaxes(title_text="strength, in typical activations of the latent")
-    figure.update_yaxes(title_text="share of texts with the concept", range=[0, 1.02])
+        look = {"name": name, "mode": "lines+markers", "line": {"color": COLOURS[i]}, "legendgroup": name}
+        figure.add_trace(go.Scatter(x=rows[x], y=rows[y], error_y=band, **look), 1, 1)
+        figure.add_trace(go.Scatter(x=rows[x], y=rows["surprise"], showlegend=False, **look), 1, 2)
+    figure.update_xaxes(title_text="strength, in typical activations", tickvals=sorted(table[x].unique()))
+    figure.update_yaxes(title_text="share of texts with the concept", range=[0, 1.04], row=1, col=1)
+    figure.update_yaxes(title_text="surprise, nats per token", rangemode="tozero", row=1, col=2)
     return style(figure)
 
 
@@ -101,7 +104,6 @@ def recovered(table: pd.DataFrame, names: dict[str, str], top: int = 30) -> go.F
             marker={"color": COLOURS[i] if i < 2 else COLOURS[4], "size": 9 if not i else 7},
         )
     figure.update_xaxes(title_text="F1 on held-out text", range=[0, 1.02])
-    figure.update_layout(margin={"l": 220})
     return style(figure, 120 + 18 * len(rows))
 
 

@@ -67,7 +67,13 @@ def _item(item) -> str:
     if isinstance(item, Tokens):
         return tokens_html(item)
     if isinstance(item, pd.DataFrame):
-        table = item.to_html(index=False, border=0, float_format=lambda v: f"{v:.4g}", na_rep="–")
+        table = item.to_html(
+            index=False,
+            border=0,
+            float_format=lambda v: f"{v:#.4g}".rstrip("."),
+            na_rep="–",
+            classes="said" if len(item.columns) and item.dtypes.iloc[-1].kind in "OT" else None,
+        )
         return f"<div class='wide'>{table}</div>"
     if isinstance(item, str):
         return f"<div class='text'>{html.escape(item)}</div>"

@@ -107,6 +107,28 @@ def test_train_then_list_then_evaluate(capsys, here):
     assert json.loads(capsys.readouterr().out)["l0"]["value"] == pytest.approx(4, abs=0.5)
 
 
+def test_quickstart_tells_machines_and_people_what_it_found(capsys, here):
+    small = ["--tokens", "30000", "--d-sae", "512", "--k", "16", "--held-out", "10000"]
+    assert main(["quickstart", *small, "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert {key: found["sae"][key] for key in ("variant", "k", "d_sae")} == {
+        "variant": "batchtopk",
+        "k": 16,
+        "d_sae": 512,
+    }
+    assert {"fvu", "l0", "ce_recovered", "ce_recovered_mean", "dead"} <= set(found["evaluation"])
+    l0 = found["evaluation"]["l0"]
+    assert l0["low"] <= l0["value"] <= l0["high"]
+    assert {"latents", "random", "neurons"} <= set(found["concepts"])
+    assert {"untouched", "latent", "random latent"} <= set(found["steering"])
+    assert set(found["seconds"]) >= {"train", "evaluate", "concepts", "steer"}
+    page = (here / "runs/quickstart/report.html").read_text()
+    assert found["steering"]["concept"] in page
+    assert "report.html" in err
+    assert Run(here / "runs/quickstart").eval["fvu"] == found["evaluation"]["fvu"]
+
+
 def test_an_empty_place_says_how_to_begin(capsys, here):
     assert main(["runs"]) == 0
     assert "sae-lab quickstart" in capsys.readouterr().out

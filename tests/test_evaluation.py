@@ -78,7 +78,7 @@ def test_dead_latents_and_density_are_counted_on_this_text(lm):
 def test_every_interval_holds_its_value_and_the_table_says_what_it_means(lm):
     e = evaluate(identity(), lm, site=SITE, **SMALL)
     assert all(n.low <= n.value <= n.high for n in e.numbers.values())
-    assert e.table.means.str.len().min() > 5
+    assert e.table.meaning.str.len().min() > 5
     assert set(e.to_json()) == {*e.numbers, "about"}
     assert np.isfinite(e.table.value).all()
 

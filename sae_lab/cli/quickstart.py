@@ -34,6 +34,7 @@ class Quickstart:
     k: int = knob(32, 1, 4096, "latents per token, on average")
     batch: int = knob(1024, 16, 2**20, "tokens per step: small, so that a short run has steps enough")
     lr: float | None = knob(2e-3, 1e-7, 1.0, "peak learning rate; None: the recipe's, which is for long runs")
+    held_out: int = knob(200_000, 2_000, 10**9, "test tokens to measure on; as many name the concepts")
     folder: str = knob("runs/quickstart", help="run folder; a number is added where it is taken")
     seed: int = knob(0, 0, 2**31 - 1, "seed of everything")
 
@@ -79,11 +80,11 @@ def quickstart(options: Quickstart) -> Findings:
         for _ in watched(train(sae, source, run=run.folder, about={"model": options.model}, **knobs), "train"):
             pass
     with watch("evaluate"):
-        evaluation = evaluate(sae, lm)
+        evaluation = evaluate(sae, lm, tokens=options.held_out, spliced=min(32_768, options.held_out))
         run.write_eval(evaluation.to_json())
         note(repr(evaluation))
     with watch("concepts"):
-        concepts = recover(sae, lm)
+        concepts = recover(sae, lm, tokens=options.held_out // 2)
         note(repr(concepts))
         best = concepts.named.head(SHOWN)
         shown = contexts(sae, lm, list(dict.fromkeys(best.latent)), n=3)
@@ -150,7 +151,7 @@ def sections(found: Findings) -> list[Section]:
 
 def marked(shown: Contexts, latent: int) -> tuple[Tokens, ...]:
     top = max((max(c.values) for c in shown[latent]), default=1.0)
-    return tuple(Tokens(c.tokens, c.values, top) for c in shown[latent])
+    return tuple(Tokens((f"… {c.tokens[0].lstrip()}", *c.tokens[1:]), c.values, top) for c in shown[latent])
 
 
 def written(steering: SteeringExperiment, n: int = 2) -> Iterator[Tokens]:
