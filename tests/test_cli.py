@@ -30,18 +30,29 @@ def refused(capsys, *argv: str, code: int = 2) -> str:
     return lines[0]
 
 
-def start(*argv: str, cwd: Path, **options) -> subprocess.Popen:
-    command = [sys.executable, "-c", "import sys; from sae_lab.cli import main; sys.exit(main())", *argv]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+@pytest.fixture
+def start():
+    """Starts `sae-lab ...` as a process; none outlives its test."""
+    started = []
+
+    def start(*argv: str, cwd: Path, **options) -> subprocess.Popen:
+        command = [sys.executable, "-c", "import sys; from sae_lab.cli import main; sys.exit(main())", *argv]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=cwd, **pipes, **options))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def wait_for_steps(run: Run, n: int, process: subprocess.Popen) -> None:
-    for _ in range(2400):
+    while True:
         if run.status.get("step", 0) >= n:
             return
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    raise AssertionError(f"{run!r} did not reach step {n}")
 
 
 @pytest.fixture
@@ -135,24 +146,20 @@ def test_an_empty_place_says_how_to_begin(capsys, here):
     assert "No run in 'runs/none'" in refused(capsys, "stop", "runs/none")
 
 
-def test_a_run_folder_in_use_is_left_alone(capsys, here):
+def test_a_run_folder_in_use_is_left_alone(capsys, here, start):
     process = start("train", "topk", *SLOW, "--run", "runs/a", cwd=here)
-    try:
-        wait_for_steps(Run(here / "runs/a"), 1, process)
-        said = refused(capsys, "train", "topk", *SLOW, "--run", "runs/a", code=1)
-        assert "runs/a" in said
-        assert process.poll() is None
-    finally:
-        process.kill()
-        process.communicate()
+    wait_for_steps(Run(here / "runs/a"), 1, process)
+    said = refused(capsys, "train", "topk", *SLOW, "--run", "runs/a", code=1)
+    assert "runs/a" in said
+    assert process.poll() is None
 
 
-def test_ctrl_c_checkpoints_and_says_how_to_go_on(here):
+def test_ctrl_c_checkpoints_and_says_how_to_go_on(here, start):
     run = Run(here / "runs/a")
     process = start("train", "topk", *SLOW, "--run", "runs/a", cwd=here)
     wait_for_steps(run, 3, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "sae-lab train topk" in err
@@ -160,7 +167,7 @@ def test_ctrl_c_checkpoints_and_says_how_to_go_on(here):
     assert run.status["state"] == "stopped"
 
 
-def test_a_full_disk_loses_nothing(here):
+def test_a_full_disk_loses_nothing(here, start):
     """A file-size limit stands in for the disk: the final SAE does not fit, the checkpoint's files neither."""
 
     def small_files():
@@ -170,11 +177,11 @@ def test_a_full_disk_loses_nothing(here):
     argv = ["train", "topk", *SHORT, "--d-sae", "512", "--run", "runs/a"]
     env = {**os.environ, "NUMBA_DISABLE_JIT": "0"}
     process = start(*argv, cwd=here, preexec_fn=small_files, env=env)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate()
     assert process.returncode == 1, err
     assert "Traceback" not in err
     assert "room" in err or "space" in err
     again = start(*argv, cwd=here)
-    _, err = again.communicate(timeout=120)
+    _, err = again.communicate()
     assert again.returncode == 0, err
     assert Run(here / "runs/a").sae.cfg.d_sae == 512
