@@ -102,7 +102,7 @@ def recover(
     site = home(sae, site)
     hidden = Site(f"L{site.layer}N")
     k = round(float(sae.origin.get("l0") or getattr(sae.cfg, "k", 32)))
-    chance = build("random", d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, k=k, seed=seed)
+    chance = build("random", d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, k=k, seed=seed).to(sae.W_dec.device)
     units: dict[str, Callable[[Page], Firings]] = {
         "latents": lambda page: _of_latents(sae, page.acts[site]),
         "random": lambda page: _of_latents(chance, page.acts[site]),
@@ -112,7 +112,7 @@ def recover(
     names, parts = tuple(c.name for c in concepts), {}
     for split in ("validation", "test"):
         blocks = held_out(lm, "world", split, seed, **options)
-        parts[split] = _collect(lm, blocks, [site, hidden], units, names, tokens)
+        parts[split] = _collect(sae, lm, blocks, [site, hidden], units, names, tokens)
     recoveries = {}
     for name in (*units, "matched"):
         choice_on, labels, _ = parts["validation"]
@@ -138,10 +138,12 @@ def _matched(firings: dict[str, Firings], seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(firings["latents"].units)[:n])
 
 
-def _collect(lm: LM, blocks: Blocks, sites: list[Site], units: dict[str, Callable], names: tuple, tokens: int):
+def _collect(
+    sae: SAE, lm: LM, blocks: Blocks, sites: list[Site], units: dict[str, Callable], names: tuple, tokens: int
+):
     """Firings of each kind of unit, labels and documents, one row per kept token."""
     found, labels, docs, seen = {name: [] for name in units}, [], [], 0
-    for page in walk(lm, blocks, sites, tokens):
+    for page in walk(lm, blocks, sites, tokens, sae):
         for name, fire in units.items():
             found[name].append((seen, fire(page)))
         labels.append(page_labels(page, world.Concepts(names)))

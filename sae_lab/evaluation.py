@@ -16,7 +16,7 @@ from torch import Tensor
 from . import plots
 from .intervals import DocSums, Estimate
 from .models import LM
-from .reading import held_out, home, pages, walk
+from .reading import held_out, home, own_text, pages, walk
 from .saes import SAE
 from .shapes import Direction
 from .sites import Site
@@ -128,7 +128,7 @@ def evaluate(
         ValueError: if the SAE does not know its site and none is given, or does not fit it.
     """
     site = home(sae, site)
-    text = text if text is not None else sae.origin.get("text", "world")
+    text, options = own_text(sae, text, options)
     if lm.d_in(site) != sae.cfg.d_in:
         raise ValueError(f"The SAE reads d_in={sae.cfg.d_in}, but {lm.name} has {lm.d_in(site)} at {site}. Give site=.")
     blocks = held_out(lm, text, split, seed, **options)
@@ -169,7 +169,7 @@ COST: dict[str, Callable] = {
 @torch.no_grad()
 def _reconstruct(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int):
     sums, counts, fired = DocSums(), np.zeros(sae.cfg.d_sae), []
-    for page in walk(lm, blocks, [site, site.target], tokens):
+    for page in walk(lm, blocks, [site, site.target], tokens, sae):
         doc, acts = page.doc, page.acts
         x, y = acts[site], acts[site.target]
         z = sae.encode(x)
@@ -193,7 +193,7 @@ def _reconstruct(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int):
 def _splice(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int, mean: Direction) -> DocSums:
     """Cross-entropy with the SAE, zeros or the mean in place of every token that is not special."""
     edits = {
-        "spliced": lambda x: sae(x.float()).to(x.dtype),
+        "spliced": lambda x: sae(x.to(sae.W_dec)).to(x),
         "zero": lambda x: x.new_zeros(*x.shape[:-1], len(mean)),
         "mean": lambda x: mean.to(x).expand(*x.shape[:-1], len(mean)),
     }

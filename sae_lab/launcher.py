@@ -34,6 +34,7 @@ class Job:
     model: str = knob("tiny", help="the model: tiny, a folder or a hub name; planted: made-up activations, no model")
     site: str = knob("L2R", help="where in it: L2R is the residual stream after layer 2")
     text: str = knob("world", help="what it reads: world, a file, or a dataset's name")
+    column: str | None = knob(None, help="the field of the text that is read; None: found where only one holds strings")
     device: str | None = knob(None, help="where to compute; None: a GPU if there is one")
     dtype: str | None = knob(None, help="precision of the model; None: as it is stored, float32 on a CPU")
     context: int | None = knob(None, 8, 2**20, "tokens the model reads at once; None: what suits it")
@@ -75,11 +76,14 @@ def run_job(job: Job) -> Iterator[Step]:
     Raises:
         ValueError, KeyError, TypeError, FileNotFoundError: for what a job can ask wrongly; the message says what.
     """
+    from .reading import held_out
     from .saes import build
 
     run = Run(job.run or fresh(f"runs/{job.variant}-{job.site}"))
     lm, source = _stream(job)
     sae = build(job.variant, d_in=source.d_in(job.site), seed=job.seed, **job.sae)
+    if lm and job.evaluation:
+        held_out(lm, job.text, "test", 0, column=job.column).block(0)  # a text too short for it fails now
     yield from train(sae.to(lm.device) if lm else sae, source, run=run.folder, config=job.train)
     if lm and job.evaluation and run.trained and not run.eval:
         from .evaluation import evaluate
@@ -101,7 +105,7 @@ def _stream(job: Job) -> tuple[Any, Any]:
     from .models import load_model
 
     lm = load_model(job.model, device=job.device, dtype=job.dtype)
-    return lm, activations(lm, job.site, text=job.text, seed=job.text_seed, context=job.context)
+    return lm, activations(lm, job.site, text=job.text, column=job.column, seed=job.text_seed, context=job.context)
 
 
 class Launched(Run):
@@ -138,7 +142,7 @@ class Launched(Run):
         """Checkpoints and waits after the step in progress; the process stays.
 
         Raises:
-            RuntimeError: if no process is at work.
+            RuntimeError: if no process is at work, or it is past its training.
             TimeoutError: if it has not paused after `timeout` seconds; it still will.
         """
         self._must_live("pause")
@@ -163,19 +167,23 @@ class Launched(Run):
     def stop(self, timeout: float = 60.0) -> "Launched":
         """Checkpoints after the step in progress and ends the process; `resume` goes on later.
 
+        An evaluation is broken off: `resume` begins it anew.
+
         Raises:
             TimeoutError: if it has not ended after `timeout` seconds; it still will.
         """
-        if self.alive:
+        if self.alive and self.status["state"] == "evaluating":
+            os.kill(self.status["pid"], signal.SIGTERM)
+        elif self.alive:
             self.control("stop")
         if not self._until(lambda state: not self.alive, timeout):
             raise TimeoutError(f"{self!r} has not stopped after {timeout} s; it will after the step in progress.")
         return self
 
     def _must_live(self, verb: str) -> None:
-        if not self.alive:
+        if not self.alive or self.status["state"] == "evaluating":
             raise RuntimeError(
-                f"Cannot {verb} {str(self.folder)!r}: no process is at work, it is {self.status['state']}."
+                f"Cannot {verb} {str(self.folder)!r}: no process is training it, it is {self.status['state']}."
             )
 
     def _until(self, holds: Any, timeout: float | None) -> bool:
@@ -196,13 +204,21 @@ def launch(job: Job | None = None, **knobs: Any) -> Launched:
     The knobs are those of Job, of TrainConfig and of the variant: launch(variant="topk", site="L3R", k=32, lr=1e-3).
 
     Raises:
-        ValueError, TypeError, KeyError: for what a job can ask wrongly.
+        ValueError, TypeError, KeyError: for what a job can ask wrongly; for a variant that only this process knows.
         RunInUse: if a process is at work in that folder.
     """
-    from .saes import configured
+    from .saes import configured, variant
 
+    if job and knobs:
+        raise TypeError(f"launch() takes a job or knobs, not both: put {', '.join(knobs)} into the job.")
     job = job or Job.of(**knobs)
-    configured(job.variant, **{"d_in": job.sae.get("d_sae", 16) // 2 or 1, **job.sae})  # d_in is the model's to say
+    if "d_in" in job.sae:
+        raise TypeError("d_in is the model's to say: leave it out.")
+    configured(job.variant, **{"d_in": (job.sae.get("d_sae") or 16) // 2 or 1, **job.sae})
+    if variant(job.variant).__module__ == "__main__":
+        raise ValueError(
+            f"{job.variant!r} is defined in this notebook, which a process of its own does not see: use train()."
+        )
     run = Launched(Path(job.run or fresh(f"runs/{job.variant}-{job.site}")).absolute())
     if run.alive:
         raise RunInUse(
@@ -251,7 +267,10 @@ def _start(run: Launched) -> Launched:
     """Starts the process of a run: a new interpreter in a session of its own, never a fork of this one."""
     job = run.job
     if not job:
-        raise ValueError(f"{run!r} was not launched: call train(..., run={str(run.folder)!r}) again to go on with it.")
+        raise ValueError(
+            f"{run!r} was not launched: go on with it by what began it, train(..., run={str(run.folder)!r}) or "
+            f"sae-lab train ... --run {run.folder}."
+        )
     run.control("run")
     command = [sys.executable, "-m", "sae_lab.launcher", str(run.folder.absolute())]
     with run.open_errors() as errors:
@@ -273,17 +292,24 @@ def main(folder: str) -> None:
     """The detached process: the job of one folder."""
     run = Run(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted notebook is no reason to stop
-    signal.signal(signal.SIGTERM, lambda *_: run.control("stop"))
+    signal.signal(signal.SIGTERM, lambda *_: _ended(run))
     run.mark("starting")
     job = {key: value for key, value in run.job.items() if key != "cwd"}
     try:
         for _ in run_job(Job.from_json(job)):
             pass
-    except RunInUse:
+    except (RunInUse, SystemExit):
         raise
     except BaseException as error:
         run.mark("failed", error=f"{type(error).__name__}: {error}")
         raise
+
+
+def _ended(run: Run) -> None:
+    """SIGTERM: a training stops with a checkpoint, an evaluation at once."""
+    if run.status["state"] == "evaluating":
+        sys.exit(0)
+    run.control("stop")
 
 
 if __name__ == "__main__":

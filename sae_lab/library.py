@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import torch
+
 from .runs import Run, read_sae, write_sae
 from .saes import SAE
 
 
-def load_sae(where: str | Path | Run) -> SAE:
+def load_sae(where: str | Path | Run, device: str | torch.device = "cpu") -> SAE:
     """The SAE of a run (its folder or `Run`), or of a folder that `save_sae` wrote; it eats raw activations.
+
+    Measuring works with the SAE on another device than the model, and is slower so.
 
     Raises:
         FileNotFoundError: if there is none, or the run has not finished; the message says where it stands.
@@ -15,9 +19,9 @@ def load_sae(where: str | Path | Run) -> SAE:
     """
     run = where if isinstance(where, Run) else Run(where)
     if (run.folder / "weights.safetensors").exists():
-        return read_sae(run.folder)
+        return read_sae(run.folder).to(device)
     if run.exists:
-        return run.sae
+        return run.sae.to(device)
     raise FileNotFoundError(
         f"No SAE and no run in {str(run.folder)!r}. Give a folder that train(run=...) or save_sae wrote."
     )

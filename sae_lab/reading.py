@@ -48,14 +48,28 @@ def pages(blocks: Blocks, tokens: int) -> Iterator[tuple[TokenBlock, Mask]]:
         seen, i = seen + int(keep.sum()), i + 1
 
 
-def walk(lm: LM, blocks: Blocks, sites: list[Site], tokens: int) -> Iterator[Page]:
-    """Blocks with their activations, as long as `pages` gives them."""
-    docs = 0
+def walk(lm: LM, blocks: Blocks, sites: list[Site], tokens: int, sae: SAE | None = None) -> Iterator[Page]:
+    """Blocks with their activations, as long as `pages` gives them; where the SAE is, if there is one."""
+    docs, device = 0, sae.W_dec.device if sae is not None else None
     for block, keep in pages(blocks, tokens):
         names, doc = np.unique(block.doc[keep].numpy(), return_inverse=True)
         acts = lm.read(block.ids, sites, mask=block.mask)
-        yield Page(block, keep, doc + docs, {s: a[keep.to(a.device)].float() for s, a in acts.items()})
+        yield Page(block, keep, doc + docs, {s: a[keep.to(a.device)].to(device).float() for s, a in acts.items()})
         docs += len(names)
+
+
+def own_text(sae: SAE, text: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(text, options of `held_out`): what was asked for, else the text of the training, read as it was then.
+
+    Raises:
+        ValueError: if that text was strings or a function, which are not kept.
+    """
+    if text is not None:
+        return text, options
+    was = sae.origin.get("text", "world")
+    if was in ("the given texts", "a function"):
+        raise ValueError(f"This SAE was trained on {was}, which nobody kept: give text=.")
+    return was, {key: sae.origin[key] for key in ("column", "context", "eos") if key in sae.origin} | options
 
 
 def home(sae: SAE, site: str | Site | None) -> Site:

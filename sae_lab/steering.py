@@ -17,7 +17,7 @@ import torch
 from . import plots
 from .intervals import Estimate
 from .models import LM, Edit, Generation
-from .reading import held_out, home, walk
+from .reading import held_out, home, own_text, walk
 from .saes import SAE
 from .shapes import Direction, PerLatent
 from .sites import Site
@@ -284,8 +284,8 @@ def typical_activation(
 ) -> PerLatent:
     """Mean activation of each latent over the validation tokens on which it fires; 0 where it never does."""
     total, times = torch.zeros(2, sae.cfg.d_sae, dtype=torch.float64)
-    blocks = held_out(lm, sae.origin.get("text", "world"), "validation", seed, **options)
-    for page in walk(lm, blocks, [site], tokens):
+    text, options = own_text(sae, None, options)
+    for page in walk(lm, held_out(lm, text, "validation", seed, **options), [site], tokens, sae):
         with torch.no_grad():
             z = sae.encode(page.acts[site])
         on = z.value > 0

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from .models import LM
-from .reading import Page, held_out, home, walk
+from .reading import Page, held_out, home, own_text, walk
 from .saes import SAE
 from .sites import Site
 
@@ -88,11 +88,11 @@ def contexts(
     odd = [i for i in latents if not 0 <= i < sae.cfg.d_sae]
     if odd:
         raise ValueError(f"No latent {odd[0]}: this SAE has latents 0 to {sae.cfg.d_sae - 1}.")
-    site, text = home(sae, site), text if text is not None else sae.origin.get("text", "world")
+    site, (text, options) = home(sae, site), own_text(sae, text, options)
     wanted = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
     wanted[latents] = True
     found, fired, seen = {i: [] for i in latents}, dict.fromkeys(latents, 0), 0
-    for page in walk(lm, held_out(lm, text, split, seed, **options), [site], tokens):
+    for page in walk(lm, held_out(lm, text, split, seed, **options), [site], tokens, sae):
         seen += len(page.doc)
         for latent, strongest, times in _firings(sae, page, site, wanted, n):
             fired[latent] += times

@@ -16,6 +16,7 @@ from sae_lab.runs import DiskFull, Run, RunInUse
 from sae_lab.saes import Objective, build
 from sae_lab.saes.topk import TopK
 from sae_lab.training import TrainConfig, train
+from sae_lab.training.diary import Diary
 from sae_lab.training.member import Member
 
 KNOBS = {"batch": 64, "lr": 1e-2, "log_every": 5, "calibration_tokens": 512}
@@ -124,7 +125,7 @@ def test_gradients_are_clipped():
             for p in member.adam.params.values():
                 p.grad = torch.full_like(p, size)
             out = Objective(torch.zeros(1, 16), member.sae.encode(torch.zeros(1, 16)), {})
-            member.update(out, 0)
+            member.update(out, 0, member.clipping(0))
         weights.append(member.adam.v["b_dec"].max().item())
     assert weights[0] < 1e-6 < weights[1]
 
@@ -140,7 +141,7 @@ def test_silence_is_counted_in_tokens_and_ends_with_a_firing():
         rows = source.next(64)["L1R"]
         out = sae.objective(member.batch(rows, 0.0))
         sum(out.terms.values()).backward()
-        member.update(out, i)
+        member.update(out, i, 1.0)
         assert member.silent[5] == 64 * (i + 1)
         assert member.silent[out.z.fired].max() == 0
     assert member.dead.nonzero().flatten().tolist() == [5]
@@ -160,7 +161,7 @@ def test_rows_that_a_variant_makes_anew_lose_their_optimiser_state():
     member = Member(sae, "L1R", TrainConfig())
     out = sae.objective(member.batch(Stream().next(64)["L1R"], 0.0))
     sum(out.terms.values()).backward()
-    member.update(out, 0)
+    member.update(out, 0, 1.0)
     kept = [i for i in range(8) if i not in (1, 4)]
     for name in ("W_enc", "W_dec", "b_enc"):
         assert not member.adam.m[name][[1, 4]].any()
@@ -543,3 +544,102 @@ def test_mistakes_are_told_before_anything_happens(tmp_path):
 
     with pytest.raises(ValueError, match=r"needs grad: activations\(..., needs=\['grad'\]\)"):
         train(variant(Wanting), Stream())
+
+
+def test_an_infinity_between_measured_steps_moves_no_weight_and_leaves_no_gradient(tmp_path):
+    class Poisoned(Stream):
+        def next(self, n):
+            rows = super().next(n)
+            if self.served >= 4096 + 64 * 7:
+                rows["L1R"].x[0, 0] = math.inf
+            return rows
+
+    sae, run = topk(), Run(tmp_path / "run")
+    with pytest.raises(FloatingPointError, match=r"gradient of topk at L1R is (nan|inf) at step 7\. Lower lr"):
+        list(train(sae, Poisoned(), 64 * 20, run=run.folder, checkpoint_steps=6, **KNOBS | {"log_every": 5}))
+    assert run.checkpoints.steps == [6]
+    assert all(t.isfinite().all() for t in sae.state_dict().values())
+    assert all(p.grad is None or not p.grad.any() for p in sae.parameters())
+
+
+def test_gradients_left_by_others_do_not_count():
+    left, clean = topk(), topk()
+    left.W_dec.sum().backward()
+    list(train(left, Stream(), 64 * 5, **KNOBS))
+    list(train(clean, Stream(), 64 * 5, **KNOBS))
+    assert same(left, clean)
+
+
+def test_training_goes_on_from_the_weights_of_an_earlier_one(tmp_path):
+    """At an input scale far from 1: not unfolding would begin with biases wrong by the scale."""
+    sae = topk()
+    first = list(train(sae, Stream(size=30.0), 64 * 200, run=tmp_path / "first", **KNOBS))[-1]
+    again = Run(tmp_path / "first").sae
+    second = next(train(again, Stream(size=30.0), 64 * 5, **KNOBS | {"lr": 1e-6}))
+    assert second.fvu == pytest.approx(first.fvu, abs=0.1)
+    assert second.fvu < 0.5
+
+
+def test_a_generator_that_never_began_leaves_its_sae_untouched():
+    sae, fresh = topk(), topk()
+    train(sae, Stream(), 640, **KNOBS)
+    assert same(sae, fresh)
+    assert not sae.origin
+
+
+def test_leaving_without_room_for_a_checkpoint_says_so(tmp_path):
+    sae, run = topk(), Run(tmp_path / "run")
+    steps = train(sae, Stream(), 64 * 20, run=run.folder, **KNOBS)
+    for _ in range(7):
+        next(steps)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(DiskFull, match="make room"):
+            steps.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert run.status["state"] == "failed"
+    assert "DiskFull" in run.status["error"]
+
+
+def test_a_wish_that_comes_while_another_is_granted_is_not_lost(tmp_path, monkeypatch):
+    run = Run(tmp_path / "run")
+    steps = train(topk(), Stream(), 64 * 20, run=run.folder, **KNOBS)
+    next(steps)
+    run.control("save")
+    save = Diary.save
+
+    def slow(self, *args):
+        save(self, *args)
+        if run.wanted == "save":
+            run.control("stop")
+
+    monkeypatch.setattr(Diary, "save", slow)
+    assert len(list(steps)) < 19
+    assert run.status["state"] == "stopped"
+
+
+def test_a_finished_run_whose_log_is_gone_still_gives_its_weights(tmp_path):
+    run = Run(tmp_path / "run")
+    list(train(topk(), Stream(), 640, run=run.folder, **KNOBS))
+    (run.folder / "log.jsonl").unlink()
+    sae = topk()
+    (step,) = train(sae, Stream(), 640, run=run.folder, **KNOBS)
+    assert "log is gone" in step.note
+    assert same(sae, run.sae)
+
+
+def test_what_a_variant_draws_after_a_step_comes_from_the_loops_generator():
+    class Drawing(TopK):
+        def after_step(self):
+            with torch.no_grad():
+                self.b_enc += 1e-3 * torch.randn_like(self.b_enc)
+
+    found = []
+    for _ in range(2):
+        sae = variant(Drawing)
+        torch.rand(len(found) + 1)  # the process draws something else each time
+        list(train(sae, Stream(), 64 * 5, **KNOBS))
+        found.append(sae)
+    assert same(*found)

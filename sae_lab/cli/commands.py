@@ -1,6 +1,7 @@
 """What each verb does. Options come from the same knobs as forms and saved configs."""
 
 import inspect
+import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, Field, field, fields, make_dataclass
 from typing import Annotated, Any, get_type_hints
@@ -83,8 +84,8 @@ def run_train(argv: list[str], as_json: bool) -> None:
             pass
     except KeyboardInterrupt:
         note(
-            f"Stopped with a checkpoint. Go on with: sae-lab train {' '.join(argv)}"
-            + ("" if "--run" in argv else f" --run {run.folder}")
+            f"Stopped with a checkpoint. Go on with: sae-lab train {shlex.join(argv)}"
+            + ("" if any(a.startswith("--run") for a in argv) else f" --run {shlex.quote(str(run.folder))}")
         )
         raise
     return say({"run": str(run.folder), "status": run.status, "evaluation": run.eval}, as_json, _shown(run))
@@ -100,9 +101,8 @@ def run_evaluate(argv: list[str], as_json: bool) -> None:
     }
     given = parsed(options("EvaluateOptions", doc="Measure a trained SAE on held-out text.", **more), argv, "evaluate")
     sae = load_sae(given.run)
-    found = evaluate(
-        sae, load_model(given.model or sae.origin.get("model", "tiny")), tokens=given.tokens, split=given.split
-    )
+    lm = load_model(given.model or sae.origin.get("model", "tiny"), dtype=sae.origin.get("dtype"))
+    found = evaluate(sae.to(lm.device), lm, tokens=given.tokens, split=given.split)
     say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")
 
 

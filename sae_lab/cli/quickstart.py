@@ -74,7 +74,10 @@ def quickstart(options: Quickstart) -> Findings:
         lm = load_model(options.model)
         source = activations(lm, options.site, text="world", seed=options.seed)
         sae = build("batchtopk", d_in=lm.d_in(options.site), d_sae=options.d_sae, k=options.k, seed=options.seed)
-    run = Run(fresh(options.folder))
+        sae.to(lm.device)
+    run = Run(options.folder)
+    if run.trained or run.alive:
+        run = Run(fresh(options.folder))
     with watch("train"):
         knobs = {"tokens": options.tokens, "batch": options.batch, "lr": options.lr, "seed": options.seed}
         for _ in watched(train(sae, source, run=run.folder, about={"model": options.model}, **knobs), "train"):

@@ -45,6 +45,7 @@ class Checkpoints:
         with room_for(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             aside = self.folder / f".tmp-{point.step:08d}-{os.getpid()}"
+            shutil.rmtree(aside, ignore_errors=True)  # a killed process with the same number
             aside.mkdir()
         try:
             sums = {f"{name}.safetensors": None for name in point.files}

@@ -91,6 +91,8 @@ class Run:
             status = read_json(self.folder / "status.json")
         except FileNotFoundError:
             return {"state": "none", "step": 0, "steps": 0}
+        except Damaged:  # a heartbeat that a power cut spoiled
+            return {"state": "lost", "step": 0, "steps": 0}
         if status["state"] in UNFINISHED and not lives(status):
             status["state"] = "lost"
         return status

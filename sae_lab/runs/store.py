@@ -20,10 +20,12 @@ def write_sae(sae: SAE, folder: str | Path, more: dict[str, Any] | None = None) 
     Its `origin` (model, site, text ... what an evaluation will want to know) is kept with it, and what `more` adds.
 
     Raises:
-        FileExistsError: if the folder holds anything but an SAE.
+        FileExistsError: if the folder holds anything but an SAE, or is a file.
         DiskFull: and the SAE that was there still is.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{str(folder)!r} is a file. Save the SAE into a folder of its own.")
     other = [p.name for p in folder.glob("*") if p.name not in ("config.json", "weights.safetensors")]
     if other:
         raise FileExistsError(f"{str(folder)!r} also holds {other[0]!r}. Save the SAE into a folder of its own.")
@@ -47,6 +49,8 @@ def write_sae(sae: SAE, folder: str | Path, more: dict[str, Any] | None = None) 
         os.rename(aside, folder)
         sync_folder(folder.parent)
     finally:
+        if old.exists() and not folder.exists():  # broken off between the two names
+            os.rename(old, folder)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return folder

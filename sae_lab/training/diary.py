@@ -43,7 +43,7 @@ class Diary:
                     f"There is a run in {str(run.folder)!r} already, and resume=False would write over it. "
                     "Choose another folder (sae_lab.runs.fresh gives one), or delete this one."
                 )
-        names = [run.name for run in self.runs]
+        names, configs = [run.name for run in self.runs], []
         for i, member in enumerate(members):
             measure = partial(measured, member, source)
             if self.runs:
@@ -53,7 +53,9 @@ class Diary:
                 config = run.describe(described | about(member) | {"stream": names}, measure)
             else:
                 config = measure()
-            member.scale = config["scale"]
+            configs.append(config)
+        for member, config in zip(members, configs):
+            member.begin(config["scale"])
             member.choose_in(config["choose_in"])
         self.opened = True
 
@@ -96,8 +98,14 @@ class Diary:
         self.remark(f"resumed at step {step:,}" + (f"; bits may differ: {'; '.join(changed)}" if changed else ""))
         return state, points[0].files["rng"]
 
-    def save(self, index: int, members: list[Member], source: Source, state: dict[str, Any], rng: dict) -> None:
-        """Checkpoints every SAE at this step, then drops the oldest. A full disk is remarked on, and nothing lost."""
+    def save(
+        self, index: int, members: list[Member], source: Source, state: dict[str, Any], rng: dict, must: bool = False
+    ) -> None:
+        """Checkpoints every SAE at this step, then drops the oldest. A full disk is remarked on, and nothing lost.
+
+        Raises:
+            DiskFull: if the checkpoint `must` be, and there is no room for it.
+        """
         if not self.runs or self.saved == index:
             return
         stream, described = source.state()
@@ -111,6 +119,8 @@ class Diary:
                 run.checkpoints.prune()
             self.saved = index
         except DiskFull as full:
+            if must:
+                raise
             self.remark(f"no checkpoint at step {index:,}: {full.strerror}")
 
     def due(self, index: int, every: int, minutes: float) -> bool:
@@ -161,11 +171,11 @@ class Diary:
         """What is asked of this training, in any of its folders."""
         return next((want for run in self.runs if (want := run.wanted) != "run"), "run")
 
-    def grant(self) -> None:
-        """Marks a wish to stop or save as heard."""
+    def grant(self, wish: str, then: str) -> None:
+        """Marks this wish as heard; one that came since stays."""
         for run in self.runs:
-            if run.wanted in ("stop", "save"):
-                run.control("run")
+            if run.wanted == wish:
+                run.control(then)
 
     def snapshot(self, index: int, members: list[Member], rows: dict[str, Any]) -> None:
         """Keeps the weights alone; thresholds are those of this batch."""

@@ -4,8 +4,7 @@ Unusual here:
 - several SAEs may share one stream: one summed backward, an optimiser and a run folder each;
 - while the generator lives, an SAE eats activations scaled to its recipe; when it ends, however it ends, the scale is
   folded into the weights and the SAE eats raw activations;
-- what an objective draws comes from a generator state of the loop's own: what else the process draws changes nothing;
-- the host waits for the device only at measured steps.
+- what an SAE draws comes from a generator state of the loop's own: what else the process draws changes nothing.
 """
 
 import math
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..runs import DiskFull
 from ..saes import SAE, Batch, Objective
 from ..shapes import Rows
 from ..sites import Site
@@ -44,15 +44,15 @@ def train(
 ) -> Iterator[Step]:
     """A generator of Steps that trains SAEs in place on the activations of `source`. Stop asking to pause.
 
-    One SAE, several on one site, or {site: one or several}. `run` names the folder that keeps the record (one each
-    where there are several); a run that was cut short goes on from its newest whole checkpoint, to the same bits as if
-    it had not been. Leaving the loop early, Ctrl-C and control("stop") all leave a checkpoint. `knobs` are those of
-    TrainConfig; `about` is kept in the run's config.
+    One SAE, several on one site, or {site: one or several}; one that was trained before goes on from its weights. `run`
+    names the folder that keeps the record (one each where there are several); a run that was cut short goes on from its
+    newest whole checkpoint, to the same bits as if it had not been. Leaving the loop early, Ctrl-C and control("stop")
+    all leave a checkpoint. `knobs` are those of TrainConfig; `about` is kept in the run's config.
 
     Raises:
         ValueError: a knob out of range, a site that the source lacks, a run folder made with another config.
         RunInUse: if another training writes to the folder.
-        DiskFull: if the final SAE finds no room; checkpoints on the way that find none are only remarked on.
+        DiskFull: if the final SAE, or the checkpoint on leaving, finds no room; others are only remarked on.
         FloatingPointError: if a loss is no longer finite.
     """
     config = configured(config, **knobs, **({} if tokens is None else {"tokens": tokens}))
@@ -62,8 +62,6 @@ def train(
             member.peers = tuple(m.sae for m in members if m is not member and m.site == member.site)
     diary = Diary(folders(run, members))
     described = {"train": asdict(config), "source": source.describe(), "about": about or {}}
-    for member in members:
-        member.sae.origin = {**described["source"], **described["about"], "site": member.site, "tokens": config.tokens}
     return _Training(members, source, config, diary).run(described, resume)
 
 
@@ -85,11 +83,13 @@ class _Training:
     def run(self, described: dict[str, Any], resume: bool) -> Iterator[Step]:
         try:
             self.diary.open(self.members, self.source, described, resume)
+            of = {**described["source"], **described["about"], "tokens": self.config.tokens}
+            for member in self.members:
+                member.sae.origin = of | {"site": member.site}
             yield from self._already_done() if self.diary.done else self._all_steps()
         except (GeneratorExit, KeyboardInterrupt):
             if not self.diary.done:
-                self._save()
-                self.diary.beat("stopped", self._step())
+                self._leave()
             raise
         except BaseException as error:
             self.diary.beat("failed", self._step(), error=f"{type(error).__name__}: {error}")
@@ -127,10 +127,11 @@ class _Training:
             outs = [m.sae.objective(batch) for m, batch in zip(active, batches)]
             terms = [term for out in outs for term in out.terms.values() if term.requires_grad]
             torch.autograd.backward(terms)
-        if measured:
-            self._measure(batches, outs)
-        for member, out in zip(active, outs):
-            member.update(out, self.index)
+            if measured:
+                self._measure(batches, outs)
+            clippings = [member.clipping(self.index) for member in active]  # all, before any weight moves
+            for member, out, clipping in zip(active, outs, clippings):
+                member.update(out, self.index, clipping)
         self.index += 1
         self.whole = True
         return measured
@@ -166,18 +167,30 @@ class _Training:
         if self.diary.due(self.index, self.config.checkpoint_steps, self.config.checkpoint_minutes):
             self._save()
 
-    def _save(self) -> None:
+    def _save(self, must: bool = False) -> None:
         if self.whole and self.index:
             records = [asdict(record) for record in self.records]
             state = {"index": self.index, "measured": self.measured, "records": records}
-            self.diary.save(self.index, self.members, self.source, state, self.rng)
+            self.diary.save(self.index, self.members, self.source, state, self.rng, must)
+
+    def _leave(self) -> None:
+        """A last checkpoint. Raises:
+        DiskFull: if there is no room for it; the run says so."""
+        try:
+            self._save(must=True)
+        except DiskFull as full:
+            self.diary.beat("failed", self._step(), error=f"DiskFull: {full.strerror}")
+            raise
+        self.diary.beat("stopped", self._step())
 
     def _prepare(self) -> None:
-        """Shows a first sample to the SAEs that want one."""
-        wanting = [m for m in self.members if type(m.sae).prepare is not SAE.prepare]
+        """Shows a first sample to the fresh SAEs that want one."""
+        fresh = [m for m in self.members if not m.trained_before]
+        wanting = [m for m in fresh if type(m.sae).prepare is not SAE.prepare]
         sample = self._draw(SAMPLE) if wanting else {}
-        for member in wanting:
-            member.sae.prepare(torch.cat(sample[member.site]).to(member.sae.W_dec) * member.scale)
+        with drawing(self.rng):
+            for member in wanting:
+                member.sae.prepare(torch.cat(sample[member.site]).to(member.sae.W_dec) * member.scale)
 
     def _draw(self, tokens: int) -> dict[str, list[Rows]]:
         """Fresh rows of every site, in batches, at least `tokens` of them."""
@@ -190,33 +203,35 @@ class _Training:
         if state:
             self.index, self.measured = state["index"], state["measured"]
             self.records = tuple(Record(**record) for record in state["records"])
-            self.rng |= rng
+            self.rng |= {name: rng[name] for name in self.rng if name in rng}
             self.timed = self.index
         return bool(state)
 
     def _stopped(self) -> bool:
         """Does what the control file asks: a checkpoint, a pause, or to end here."""
-        wish = self.diary.wish()
-        if wish == "run":
-            return False
-        self._save()
-        while wish == "pause":
-            self.diary.beat("paused", self._step())
-            time.sleep(0.1)
-            wish = self.diary.wish()
-        self.diary.grant()
-        if wish == "stop":
+        paused = False
+        while (wish := self.diary.wish()) != "run":
+            if wish == "stop":
+                self.diary.grant("stop", "run")
+                self._leave()
+                return True
             self._save()
-            self.diary.beat("stopped", self._step())
-        return wish == "stop"
+            paused = paused or wish == "pause"
+            if wish == "save":
+                self.diary.grant("save", "pause" if paused else "run")
+            if paused:
+                self.diary.beat("paused", self._step())
+                time.sleep(0.1)
+        return False
 
     def _finish(self) -> None:
         """Sets inference thresholds on fresh training rows, folds the scales, writes the SAEs."""
         self.whole = False  # what follows is no state to go on from
         wanting = [m for m in self.members if type(m.sae).calibrate is not SAE.calibrate]
         fresh = self._draw(self.config.calibration_tokens) if wanting or not self.steps else {}
-        for member in wanting:
-            member.sae.calibrate([member.scaled(x) for x in fresh[member.site]])
+        with drawing(self.rng):
+            for member in wanting:
+                member.sae.calibrate([member.scaled(x) for x in fresh[member.site]])
         if not self.steps:
             self._look(fresh)
         for member in self.members:
@@ -238,10 +253,13 @@ class _Training:
         for member, run in zip(self.members, self.diary.runs):
             member.sae.load_state_dict(run.sae.state_dict())
             member.folded = True
-        rows = [[row for row in run.rows if "fvu" in row][-1] for run in self.diary.runs]
-        self.index = self.measured = rows[0]["step"]
-        self.rate = rows[0]["rate"]
-        self.records = tuple(Record(**{f.name: row[f.name] for f in fields(Record)}) for row in rows)
+        logs = [[row for row in run.rows if "fvu" in row] for run in self.diary.runs]
+        if all(logs):
+            self.index = self.measured = logs[0][-1]["step"]
+            self.rate = logs[0][-1]["rate"]
+            self.records = tuple(Record(**{f.name: log[-1][f.name] for f in fields(Record)}) for log in logs)
+        else:
+            self.diary.remark("its log is gone")
         self.diary.remark("already trained: weights read from the run")
         self.diary.beat("done", self._step())
         yield self.diary.noted(self._step())

@@ -20,7 +20,7 @@ class Member:
 
     def __init__(self, sae: SAE, site: str, config: TrainConfig):
         self.sae, self.site, self.config, self.recipe, self.asked = sae, site, config, sae.recipe, sae.cfg
-        self.scale = 1.0
+        self.scale, self.trained_before = 1.0, bool(sae.origin)
         self.peak = config.lr or self.recipe.lr_for(sae.cfg.d_sae)
         self.peers: tuple[SAE, ...] = ()
         self.silent = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_dec.device)
@@ -30,6 +30,13 @@ class Member:
             unit = {"W_dec"} if self.recipe.unit_norm else ()
             named = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
             self.adam = Adam(named, self.peak, self.recipe.betas, self.recipe.eps, unit)
+            self.adam.zero_grad()  # whatever somebody left there
+
+    def begin(self, scale: float) -> None:
+        """From here on the SAE eats `x * scale`; one that was trained before ate raw activations until now."""
+        self.scale = scale
+        if self.trained_before:
+            self.sae.fold(1 / scale)
 
     def measured_scale(self, source: Source) -> float:
         """What multiplies the activations of the source; it is measured once in a run."""
@@ -62,20 +69,35 @@ class Member:
     def scaled(self, x: Tensor) -> Tensor:
         return x.to(self.sae.W_dec) * self.scale
 
-    def update(self, out: Objective, index: int) -> None:
+    def clipping(self, index: int) -> float:
+        """What the gradient is multiplied by.
+
+        Raises:
+            FloatingPointError: if it is not finite; the weights are still those of before the step.
+        """
+        norm = self.adam.grad_norm() if self.adam else 0.0
+        if not math.isfinite(norm):
+            self.adam.zero_grad()
+            raise FloatingPointError(
+                f"The gradient of {self.sae.name} at {self.site} is {norm} at step {index + 1}. Lower lr, or look for "
+                "infinities in the activations; the last checkpoint is intact."
+            )
+        clip = self.recipe.clip if self.config.clip is None else self.config.clip
+        return min(1.0, clip / max(norm, 1e-12)) if clip else 1.0
+
+    def update(self, out: Objective, index: int, clipping: float) -> None:
         """One optimiser step, once the gradients are there; then who fired, and what the variant makes of it."""
         if self.adam is None:
             return
-        clip = self.recipe.clip if self.config.clip is None else self.config.clip
         self.adam.lr = self.lr(index)
-        self.adam.step(min(1.0, clip / max(self.adam.grad_norm(), 1e-12)) if clip else 1.0)
+        self.adam.step(clipping)
         self.adam.zero_grad()
         self.silent += len(out.x_hat)
         self.silent.masked_fill_(out.z.fired, 0)
         rows = self.sae.after_step()
         if rows is not None:
             for name, weight in self.adam.params.items():
-                if weight.shape[:1] == self.silent.shape:
+                if name != "b_dec" and weight.shape[:1] == self.silent.shape:
                     self.adam.reset_rows(name, rows)
 
     def lr(self, index: int) -> float:
