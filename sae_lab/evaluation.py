@@ -16,7 +16,7 @@ from torch import Tensor
 from . import plots
 from .intervals import DocSums, Estimate
 from .models import LM
-from .reading import held_out, home, own_text, pages, walk
+from .reading import Numbers, held_out, home, own_text, pages, walk
 from .saes import SAE
 from .shapes import Direction
 from .sites import Site
@@ -197,16 +197,16 @@ def _splice(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int, mean: Dir
         "zero": lambda x: x.new_zeros(*x.shape[:-1], len(mean)),
         "mean": lambda x: mean.to(x).expand(*x.shape[:-1], len(mean)),
     }
-    sums, docs = DocSums(), 0
+    sums, numbers = DocSums(), Numbers()
     for block, keep in pages(blocks, tokens):
-        clean = lm.logits(block.ids, mask=block.mask)
-        outs = {n: lm.splice(block.ids, {site: f}, mask=block.mask, where=keep, clean=clean) for n, f in edits.items()}
-        one = outs["spliced"]
-        names, doc = np.unique(block.doc[one.counts.cpu()].numpy(), return_inverse=True)
-        columns = {name: _numpy(out.ce[one.counts]) for name, out in outs.items()}
-        columns |= {"clean": _numpy(one.ce_clean[one.counts]), "kl": _numpy(one.kl[one.counts])}
-        sums.add(doc + docs, n=np.ones(len(doc)), **columns)
-        docs += len(names)
+        clean, columns = lm.logits(block.ids, mask=block.mask), {}
+        for name, edit in edits.items():  # one after the other: logits of a wide vocabulary are large
+            out = lm.splice(block.ids, {site: edit}, mask=block.mask, where=keep, clean=clean)
+            columns[name] = _numpy(out.ce[out.counts])
+            if name == "spliced":
+                columns |= {"clean": _numpy(out.ce_clean[out.counts]), "kl": _numpy(out.kl[out.counts])}
+        doc = numbers(block.doc[out.counts.cpu()])
+        sums.add(doc, n=np.ones(len(doc)), **columns)
     return sums
 
 

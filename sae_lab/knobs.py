@@ -8,6 +8,7 @@ One declaration is the default, the allowed range, the help text, the saved conf
 
 import types
 from dataclasses import MISSING, Field, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
@@ -62,7 +63,8 @@ def check(config: Any) -> None:
         ValueError: the first value that is out of range, of the wrong type, or no known choice.
     """
     for row in knobs(type(config)):
-        value = getattr(config, row.name)
+        value = plain(getattr(config, row.name))
+        object.__setattr__(config, row.name, value)
         wanted = (int, float) if row.kind is float else row.kind
         wrong = isinstance(value, bool) and row.kind in (int, float)
         if value is None and row.optional:
@@ -70,6 +72,13 @@ def check(config: Any) -> None:
         if wrong or not isinstance(value, wanted):
             raise ValueError(f"{row.name}={value!r} must be {row.kind.__name__}. {row.help}".rstrip())
         row.check(value)
+
+
+def plain(value: Any) -> Any:
+    """numpy's numbers as Python's own, which JSON knows."""
+    if isinstance(value, bool | int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _row(f: Field, hint: Any) -> Knob:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from .saes import SAE
 from .shapes import Mask
 from .sites import Site
 from .tokens import Blocks, TokenBlock, token_blocks
+
+AT_ONCE = 8192  # tokens that go through the model together
 
 
 @dataclass(frozen=True)
@@ -31,31 +34,46 @@ class Page:
     acts: dict[Site, Tensor]
 
 
+class Numbers:
+    """Documents numbered from 0 in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = {}
+
+    def __call__(self, doc: Tensor) -> Int[np.ndarray, " tok"]:
+        names, inverse = np.unique(doc.cpu().numpy(), return_inverse=True)
+        return np.array([self._seen.setdefault(name, len(self._seen)) for name in names.tolist()], int)[inverse]
+
+
 def held_out(lm: LM, text: Any, split: str, seed: int, *, context: int | None = None, **options: Any) -> Blocks:
     """Blocks of a text for measuring; rows of `context` tokens, by default 512 or what the model takes."""
     return token_blocks(lm.tokenizer, text, context or min(512, lm.context), seed, split, **options)
 
 
 def pages(blocks: Blocks, tokens: int) -> Iterator[tuple[TokenBlock, Mask]]:
-    """Blocks and their kept places until at least `tokens` such places have passed, or the text begins again."""
-    seen, i, end = 0, 0, blocks.once
-    while seen < tokens:
-        block = blocks.block(i)
-        keep = block.keep if end is None else block.keep & (block.doc < end)
-        if end is not None and block.first >= end:
+    """Rows and their kept places until at least `tokens` such places have passed, or the text begins again."""
+    seen, end = 0, blocks.once
+    for i in count():
+        whole = blocks.block(i)
+        if end is not None and whole.first >= end:
             return
-        yield block, keep
-        seen, i = seen + int(keep.sum()), i + 1
+        rows = max(1, AT_ONCE // whole.ids.shape[1])
+        for first in range(0, len(whole.ids), rows):
+            block = whole.rows(slice(first, first + rows))
+            keep = block.keep if end is None else block.keep & (block.doc < end)
+            yield block, keep
+            seen += int(keep.sum())
+            if seen >= tokens:
+                return
 
 
 def walk(lm: LM, blocks: Blocks, sites: list[Site], tokens: int, sae: SAE | None = None) -> Iterator[Page]:
     """Blocks with their activations, as long as `pages` gives them; where the SAE is, if there is one."""
-    docs, device = 0, sae.W_dec.device if sae is not None else None
+    numbers, device = Numbers(), sae.W_dec.device if sae is not None else None
     for block, keep in pages(blocks, tokens):
-        names, doc = np.unique(block.doc[keep].numpy(), return_inverse=True)
+        doc = numbers(block.doc[keep])
         acts = lm.read(block.ids, sites, mask=block.mask)
-        yield Page(block, keep, doc + docs, {s: a[keep.to(a.device)].to(device).float() for s, a in acts.items()})
-        docs += len(names)
+        yield Page(block, keep, doc, {s: a[keep.to(a.device)].to(device).float() for s, a in acts.items()})
 
 
 def own_text(sae: SAE, text: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

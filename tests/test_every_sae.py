@@ -1,8 +1,11 @@
 """The contract every SAE signs. A new variant is tested by existing."""
 
 import copy
+import json
 import math
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 
@@ -451,3 +454,9 @@ def test_a_name_that_is_taken_is_refused():
 def test_a_knob_with_a_range_refuses_a_default_outside_it():
     with pytest.raises(ValueError, match="must lie in"):
         knob(5, 0, 4, "too large")
+
+
+def test_numpys_numbers_are_taken_as_pythons():
+    cfg = build("topk", d_in=np.int64(8), d_sae=np.int32(16), k=np.int64(3), aux_weight=np.float32(0.5)).cfg
+    assert [type(value) for value in (cfg.k, cfg.d_sae, cfg.aux_weight)] == [int, int, float]
+    json.dumps(asdict(cfg))

@@ -1,5 +1,6 @@
 """The door to the model: what is read equals torch hooks, what is written changes the run, and mistakes are told."""
 
+import inspect
 import threading
 from itertools import pairwise
 
@@ -153,6 +154,17 @@ def test_a_splice_that_keeps_the_activations_keeps_the_run(lm):
     out = lm.splice(ids, {s: (lambda x: x) for s in lm.sites("RAMN")})
     assert out.kl.abs().max() == 0
     assert torch.equal(out.ce, out.ce_clean)
+
+
+def test_a_tc_and_the_neurons_of_its_layer_are_spliced_together(lm, plain):
+    """The TC's function sees the MLP's input as it is, and has the last word on its output."""
+    ids = random_ids(lm)
+    norm, mlp = plain.model.layers[1].post_attention_layernorm, plain.model.layers[1].mlp
+    weight = 1 + norm.weight if "Gemma" in type(norm).__name__ else norm.weight
+    both = lm.splice(ids, {"L1N": torch.zeros_like, "L1TC": lambda x: mlp(x * weight)})
+    torch.testing.assert_close(both.logits, plain(ids).logits)
+    with pytest.raises(ValueError, match="write the same place"):
+        lm.splice(ids, {"L1M": torch.zeros_like, "L1TC": torch.zeros_like})
 
 
 def test_a_tc_splice_writes_the_mlps_output(lm, plain):
@@ -507,3 +519,32 @@ def test_the_real_llama_reads_like_hooks_and_writes_its_known_story(stories):
     expected = plain.generate(**once, max_new_tokens=30, do_sample=False, pad_token_id=0)
     text = lm.generate("Once upon a time", max_new_tokens=30).text
     assert "Once upon a time" + text == tokenizer.decode(expected[0], skip_special_tokens=True)
+
+
+def test_what_was_written_so_far_stays_as_it_was(llama):
+    steps = list(llama.generate("the cat", max_new_tokens=4))
+    texts = [step.texts[0] for step in steps]
+    assert [len(llama.tokenizer(t, add_special_tokens=False).input_ids) for t in texts] == sorted(
+        len(llama.tokenizer(t, add_special_tokens=False).input_ids) for t in texts
+    )
+    assert texts[0] != texts[-1]
+    assert texts[-1].startswith(texts[0])
+
+
+def test_ids_of_a_wrong_shape_and_edits_of_a_wrong_width_are_refused(llama):
+    unchecked = inspect.unwrap(type(llama)._checked)  # as without the tests' own shape checks
+    for ids, mask in (([[1, 2]], None), (torch.tensor([1, 2]), None), (random_ids(llama), torch.ones(1, 2).bool())):
+        with pytest.raises(ValueError, match=r"lm\.encode"):
+            unchecked(llama, ids, mask)
+    with pytest.raises(ValueError, match="L0R is 16 wide"):
+        llama.generate("no", [Edit("L0R", torch.ones(5))])
+
+
+def test_a_model_with_another_norm_is_refused(tmp_path):
+    from transformers import StableLmConfig, StableLmForCausalLM
+
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    StableLmForCausalLM(StableLmConfig(vocab_size=300, num_key_value_heads=2, **shape)).save_pretrained(tmp_path)
+    little.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no RMSNorm"):
+        load_model(tmp_path)

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 from sae_lab import tiny
 from sae_lab.tokens import sources, token_blocks
@@ -121,11 +121,72 @@ def test_texts_may_be_objects_that_hold_a_string(tokenizer):
     assert torch.equal(block.ids, token_blocks(tokenizer, STORIES, context=64, documents=8).block(0).ids)
 
 
-def test_a_tokenizer_without_bos_gets_none(tokenizer):
+def test_a_tokenizer_without_bos_parts_documents_by_its_eos(tokenizer):
     bare = little.tokenizer()
     bare.bos_token = None
     block = token_blocks(bare, STORIES, context=64, documents=8).block(0)
-    assert torch.equal(block.keep, block.mask)
+    for row, doc, mask in zip(block.ids, block.doc, block.mask):
+        ends = (doc[1:] != doc[:-1]).nonzero()[:, 0][: int(mask.sum()) - 1]
+        assert (row[ends] == bare.eos_token_id).all()
+    assert not block.keep[block.ids == bare.eos_token_id].any()
+    without = token_blocks(bare, STORIES, context=64, documents=8, eos=False).block(0)
+    assert torch.equal(without.keep, without.mask)
+
+
+def test_marks_of_chats_do_not_count(tokenizer):
+    """Llama 3 lists them as special among its added tokens, and names only a few of them."""
+    chat = little.tokenizer()
+    chat.add_tokens([AddedToken("<|eot|>", special=True)])
+    assert chat.convert_tokens_to_ids("<|eot|>") not in chat.all_special_ids
+    block = token_blocks(chat, ["a cat sat.<|eot|>a dog ran."] * 8, context=64, documents=8, split="all").block(0)
+    mark = block.ids == chat.convert_tokens_to_ids("<|eot|>")
+    assert mark.any()
+    assert not block.keep[mark].any()
+
+
+def test_a_few_long_documents_share_out_the_splits(tokenizer):
+    books = [" ".join(f"The {animal} number {i} ran." for i in range(3000)) for animal in ("cat", "dog", "cow")]
+    texts = {split: set(token_blocks(tokenizer, books, 64, split=split).block(0).texts) for split in ("train", "test")}
+    assert all(texts.values())
+    assert not texts["train"] & texts["test"]
+
+
+def test_what_is_no_text_is_left_out_of_a_stream_and_half_characters_are_mended(tokenizer):
+    rows = ["a cat", None, "a \ud800 dog", "a cow"] * 50
+    block = token_blocks(tokenizer, lambda: iter(rows), context=64, documents=6, split="all").block(0)
+    assert block.texts == ["a cat", "a \ufffd dog", "a cow"] * 2
+    held = token_blocks(tokenizer, ["a \ud800 dog"] * 5, context=64, documents=5, split="all").block(0)
+    assert set(held.texts) == {"a \ufffd dog"}
+
+
+def test_an_endless_stream_of_rows_is_refused_at_its_first(tokenizer):
+    with pytest.raises(ValueError, match="Give strings"):
+        token_blocks(tokenizer, ({"text": "a cat"} for _ in itertools.count()))
+
+
+def test_a_stream_that_breaks_begins_again(tokenizer):
+    broken = [True]
+
+    def start():
+        for i in range(100):
+            if i == 5 and broken:
+                broken.clear()
+                raise ConnectionError("the line broke")
+            yield f"a cat number {i}"
+
+    blocks = token_blocks(tokenizer, start, context=64, documents=4, split="all")
+    first = blocks.block(0).texts
+    with pytest.raises(ConnectionError):
+        blocks.block(1)
+    assert blocks.block(1).texts == [f"a cat number {i}" for i in range(4, 8)]
+    assert blocks.block(0).texts == first
+
+
+def test_rows_of_a_block_are_the_block_cut(tokenizer):
+    block = token_blocks(tokenizer, STORIES, context=64, documents=8).block(0)
+    part = block.rows(slice(1, 3))
+    for name in ("ids", "mask", "keep", "doc", "position", "start", "end"):
+        assert torch.equal(getattr(part, name), getattr(block, name)[1:3]), name
 
 
 def test_character_spans_cut_each_token_out_of_its_document(tokenizer):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class Generation:
         """The finished texts, without their prompts, in the order of `rows`."""
         for _ in self._steps:
             pass
-        return self._so_far(final=True)
+        return self._so_far()
 
     @property
     def text(self) -> str:
@@ -117,7 +118,7 @@ class Generation:
             for row, i in zip(self._new, newest):
                 if i >= 0 and i not in stops:
                     row.append(i)
-            yield Written(index, newest, list(done), self._so_far)
+            yield Written(index, newest, list(done), partial(self._so_far, index + 1))
             if all(done):
                 return
             ids = torch.tensor(newest, device=lm.device).clamp(min=0)[:, None]
@@ -132,9 +133,10 @@ class Generation:
         lengths = torch.tensor([len(row) for row in rows], device=self._lm.device)
         return ids, torch.arange(width, device=self._lm.device)[None] >= width - lengths[:, None]
 
-    def _so_far(self, final: bool = False) -> list[str]:
-        texts = [self._decoded(p, new)[self._starts[p] :] for (p, _, _), new in zip(self.rows, self._new)]
-        return texts if final else [t.rstrip("\ufffd") for t in texts]  # half of a character may still be missing
+    def _so_far(self, steps: int | None = None) -> list[str]:
+        """The texts after so many tokens; None: the finished ones."""
+        texts = [self._decoded(p, new[:steps])[self._starts[p] :] for (p, _, _), new in zip(self.rows, self._new)]
+        return texts if steps is None else [t.rstrip("\ufffd") for t in texts]  # half a character may be missing
 
     def _decoded(self, prompt: int, new: list[int]) -> str:
         return self._lm.tokenizer.decode(self._prompts[prompt] + new, skip_special_tokens=True)

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,11 +27,23 @@ class Splice:
     follows it is a real token that does not begin a new document.
     """
 
+    ids: Ids
+    clean: Logits
     logits: Logits
-    ce: PerPlace
-    ce_clean: PerPlace
-    kl: PerPlace  # KL(clean || spliced)
     counts: Mask
+
+    @cached_property
+    def ce(self) -> PerPlace:
+        return ce(self.logits, self.ids)
+
+    @cached_property
+    def ce_clean(self) -> PerPlace:
+        return ce(self.clean, self.ids)
+
+    @cached_property
+    def kl(self) -> PerPlace:
+        """KL(clean || spliced)."""
+        return kl(self.clean, self.logits)
 
 
 class LM:
@@ -47,7 +60,8 @@ class LM:
         self.context: int = self.config.max_position_embeddings
         self.mlp_width: int = self.config.intermediate_size
         self.vocab: int = module.get_input_embeddings().weight.shape[0]
-        self.special_ids = tuple(sorted(set(tokenizer.all_special_ids)))
+        marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}  # those of chats, too
+        self.special_ids = tuple(sorted(marks | set(tokenizer.all_special_ids)))
         norm = traces.mlp_norm(module.model.layers[0])
         self._eps: float = getattr(norm, "variance_epsilon", None) or norm.eps
         self._model = traces.wrap(module, tokenizer)
@@ -149,7 +163,7 @@ class LM:
             clean = traces.logits(self._model, ids) if clean is None else clean
             logits = traces.changed(self._model, ids, changes, self._eps, grad)
         counts = where & self._predicts(ids, real)
-        return Splice(logits, ce(logits, ids), ce(clean, ids), kl(clean, logits), counts)
+        return Splice(ids, clean, logits, counts)
 
     def gradients(
         self,
@@ -197,7 +211,10 @@ class LM:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = [() if e is None else (e,) if isinstance(e, Edit) else tuple(e) for e in edits]
         for edit in (e for row in rows for e in row):
-            self._site(edit.site)
+            site = self._site(edit.site)
+            shape, width = tuple(edit.vector.shape), self.d_in(site.target)
+            if shape[-1:] != (width,):
+                raise ValueError(f"The edit's vector has shape {shape}, but {site.target} is {width} wide.")
         return Generation(self, prompts, rows, max_new_tokens, temperature, top_p, n, seed)
 
     def step(
@@ -214,6 +231,8 @@ class LM:
         return site
 
     def _checked(self, ids: Ids, mask: Mask | None) -> Ids:
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or (mask is not None and mask.shape != ids.shape):
+            raise ValueError("Give ids (and a mask) of one shape, [batch, seq]: `ids, mask = lm.encode(texts)`.")
         if ids.shape[1] > self.context:
             raise ValueError(
                 f"{ids.shape[1]} tokens a row, but the context of {self.name} is {self.context}. Cut the text into "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -38,9 +39,9 @@ def load_model(name: str | Path, device: str | None = None, dtype: Any = None, r
 
         tiny.folder(str(name))  # says itself what to do where there are no weights
         module, tokenizer = _ask(name, lambda: tiny.load(str(name)))
-        return LM(str(name), module.to(device, None if kind == "auto" else kind), tokenizer)
+        return LM(str(name), module.to(device, torch.bfloat16 if kind == "auto" else kind), tokenizer)
     source = _source(str(name))
-    with _quiet():
+    with _quiet(source):
         config = _ask(name, lambda: AutoConfig.from_pretrained(source))
         _check_family(name, config)
         tokenizer = _ask(name, lambda: AutoTokenizer.from_pretrained(source))
@@ -98,6 +99,8 @@ def _check_family(name: str | Path, config: Any) -> None:
         empty = _ask(name, lambda: AutoModelForCausalLM.from_config(config))
     layers = getattr(getattr(empty, "model", None), "layers", None)
     lacks = "model.layers" if not layers else next((p for p in _PARTS if not _has(layers[0], p)), None)
+    if not lacks and "RMSNorm" not in type(layers[0].input_layernorm).__name__:
+        lacks = "RMSNorm"
     if lacks:
         raise ValueError(
             f"{name} is a {type(empty).__name__}, which is not built like a Llama (no {lacks}): sites would not mean "
@@ -117,17 +120,19 @@ def _dtype(dtype: Any, device: torch.device) -> torch.dtype | str:
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype):
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(f"dtype={dtype!r} is not a torch dtype. Write 'float32', 'bfloat16' or 'float16'.")
     return found
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Without the loader's progress bars and reports, which fill a notebook; errors still come."""
+def _quiet(source: str):
+    """Without the loader's progress bars and reports, which fill a notebook; errors and downloads still show."""
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if bars and not Path(source).is_dir():
+        enable_progress_bars()
     try:
         yield
     finally:

@@ -62,10 +62,9 @@ def logits(model: TransformersModel, ids: Ids) -> Logits:
 
 def changed(model: TransformersModel, ids: Ids, changes: dict[Site, Change], eps: float, grad: bool = False) -> Logits:
     """Logits of a run in which each site's activation is replaced by what its change makes of it."""
-    ordered, layers = sorted(changes, key=lambda s: s.order), model.model.layers
+    layers = model.model.layers
     with torch.set_grad_enabled(grad), model.trace(input_ids=ids, use_cache=False):
-        for site in ordered:
-            _put(layers[site.layer], site, changes[site], eps)
+        _put_all(layers, changes, eps)
         out = save(model.output.logits)
     return out  # noqa: RET504 (a body cannot return)
 
@@ -97,7 +96,7 @@ def step(
     eps: float,
 ) -> Float[Tensor, "batch vocab"]:
     """Next-token logits after one more piece of text, continuing (and extending) a key-value cache."""
-    ordered, layers = sorted(changes, key=lambda s: s.order), model.model.layers
+    layers = model.model.layers
     with (
         torch.no_grad(),
         model.trace(
@@ -109,8 +108,7 @@ def step(
             logits_to_keep=1,
         ),
     ):
-        for site in ordered:
-            _put(layers[site.layer], site, changes[site], eps)
+        _put_all(layers, changes, eps)
         out = save(model.output.logits[:, -1])
     return out  # noqa: RET504 (a body cannot return)
 
@@ -133,11 +131,21 @@ def _output(layer: Any, part: str) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def _put(layer: Any, site: Site, change: Change, eps: float) -> None:
-    if site.part == "TC":
-        x = normalised(mlp_norm(layer).input, eps)
-        layer.mlp.output = change(x, layer.mlp.output)
-    elif site.part == "N":
+def _put_all(layers: Any, changes: dict[Site, Change], eps: float) -> None:
+    """Every change at its place; a TC is read before its layer's neurons are, and written after them."""
+    read = {}
+    for site in sorted({*changes, *(s.target for s in changes)}, key=lambda s: s.order):
+        layer, tc = layers[site.layer], f"L{site.layer}TC"
+        if site == tc:
+            read[tc] = normalised(mlp_norm(layer).input, eps)
+        elif site.part == "M" and tc in changes:
+            layer.mlp.output = changes[tc](read[tc], layer.mlp.output)
+        if site != tc and site in changes:
+            _put(layer, site, changes[site])
+
+
+def _put(layer: Any, site: Site, change: Change) -> None:
+    if site.part == "N":
         x = layer.mlp.down_proj.input
         layer.mlp.down_proj.input = change(x, x)
     elif site.part == "M":

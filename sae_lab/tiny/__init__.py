@@ -26,7 +26,8 @@ def folder(name: str) -> Path:
         raise KeyError(f"No embedded model named {name!r}. Known: {', '.join(sorted(FOLDERS))}.")
     if not (FOLDERS[name] / "config.json").exists():
         raise FileNotFoundError(
-            f"{name!r} has no weights in {FOLDERS[name]}. Make them with `python -m sae_lab.tiny.make`, or reinstall."
+            f"{name!r} has no weights in {FOLDERS[name]}: make them with `python -m sae_lab.tiny.make "
+            f"{'chat' if name == 'tiny-chat' else 'train'}`, which takes its time."
         )
     return FOLDERS[name]
 

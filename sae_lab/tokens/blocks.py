@@ -1,6 +1,6 @@
 """Blocks of tokens: `block(i)` is a function of (seed, split, i) and of nothing that happened before."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,20 @@ class TokenBlock:
     @cached_property
     def _spans(self) -> tuple[Ids, Ids]:
         """Tokenises once more, with offsets: most uses need none."""
-        offsets = encode(self._tokenizer, [p.text for p in self._pieces], return_offsets_mapping=True)["offset_mapping"]
-        spans = np.full((*self.ids.shape, 2), -1)
-        text = self._piece >= 0
-        flat = [np.asarray(o).reshape(-1, 2) + p.start for o, p in zip(offsets, self._pieces)]
+        spans, text = np.full((*self.ids.shape, 2), -1), self._piece >= 0
+        here = [self._pieces[i] for i in np.unique(self._piece[text])]
+        offsets = encode(self._tokenizer, [p.text for p in here], return_offsets_mapping=True)["offset_mapping"]
+        flat = [np.asarray(o).reshape(-1, 2) + p.start for o, p in zip(offsets, here)]
         order = np.argsort(self._piece[text], kind="stable")
         filled = np.empty((len(order), 2), dtype=spans.dtype)
         filled[order] = np.concatenate(flat)
         spans[text] = filled
         return torch.from_numpy(spans[..., 0].copy()), torch.from_numpy(spans[..., 1].copy())
+
+    def rows(self, cut: slice) -> "TokenBlock":
+        """Some of the rows."""
+        names = ("ids", "mask", "keep", "doc", "position", "_piece")
+        return replace(self, **{name: getattr(self, name)[cut] for name in names})
 
     def text(self, doc: int) -> str:
         """The text of a document of this block."""
@@ -70,7 +75,9 @@ class Blocks:
         self.tokenizer, self.context, self.documents, self._texts = tokenizer, context, documents, texts
         self._marks = Marks(tokenizer.bos_token_id, tokenizer.eos_token_id if eos else None)
         self._room = context - self._marks.count
-        if self._room < 1:
+        marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = sorted(marks | set(tokenizer.all_special_ids))
+        if self._room < 6:  # the tokens of one character, and a little more
             raise ValueError(f"context={context} leaves no room for text beside BOS and EOS. Take at least 8.")
 
     def block(self, i: int) -> TokenBlock:
@@ -83,7 +90,7 @@ class Blocks:
         fill = next(t for t in (self._marks.eos, self._marks.bos, self.tokenizer.eos_token_id, 0) if t is not None)
         arrays = lay_out(found, rows, self._marks, fill)
         piece, text = arrays.pop("piece"), arrays.pop("text")
-        arrays["keep"] = text & ~np.isin(arrays["ids"], self.tokenizer.all_special_ids)  # a text may spell some out
+        arrays["keep"] = text & ~np.isin(arrays["ids"], self._special)  # a text may spell some out
         first = i * self.documents
         of_piece = np.array([p.document for p in found] + [-1 - first]) + first  # the last one is found at index -1
         tensors = {name: torch.from_numpy(a) for name, a in (arrays | {"doc": of_piece[piece]}).items()}
@@ -120,8 +127,9 @@ def token_blocks(
 ) -> Blocks:
     """Text as blocks of packed token rows.
 
-    `text` is "world" (the embedded labelled world), a .txt, .jsonl or .parquet file or a folder of them, a data set's
-    name on the Hugging Face hub (streamed), strings, or a function that returns a fresh iterator of strings.
+    `text` is "world" (the embedded labelled world), a .txt, .jsonl or .parquet file or a folder of them, the name of a
+    data set on the Hugging Face hub (streamed; "name:config" where it has several), strings, or a function that returns
+    a fresh iterator of strings.
 
     Args:
         context: tokens in a row at most.
@@ -139,8 +147,9 @@ def token_blocks(
 
 
 def _trained_with_eos(tokenizer: Any) -> bool:
-    """The tokenizer's own setting; the embedded Llamas were trained with one after every text."""
+    """The tokenizer's own setting, or that it has no BOS to part texts; the embedded Llamas were trained with one."""
     from sae_lab import tiny
 
     embedded = Path(tokenizer.name_or_path).resolve() in [Path(f).resolve() for f in tiny.FOLDERS.values()]
-    return tokenizer.eos_token_id is not None and (embedded or bool(tokenizer.init_kwargs.get("add_eos_token")))
+    wanted = embedded or tokenizer.bos_token_id is None or bool(tokenizer.init_kwargs.get("add_eos_token"))
+    return tokenizer.eos_token_id is not None and wanted

@@ -18,6 +18,7 @@ from .packing import sections
 
 SPLITS = {"train": (0.10, 1.0), "validation": (0.05, 0.10), "test": (0.0, 0.05), "all": (0.0, 1.0)}
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+FEW = 1000  # documents: below, long ones are cut before they are shared out, so that every split gets some
 MARK = "<|endoftext|>"  # separates documents in a .txt file
 TOO_MANY = 20_000_000  # strings held in memory
 
@@ -46,9 +47,9 @@ class Documents:
         odd = next((d for d in documents if not isinstance(plain(d), str)), None)
         if odd is not None:
             raise ValueError(f"{name} hold {odd!r:.80}, which is no text. Give strings.")
-        kept = [d for d in documents if plain(d).strip()]
-        if len(kept) == 1 and isinstance(kept[0], str):  # a whole book: its sections share out the splits
-            kept = sections(kept[0], long)
+        kept = [whole(d) for d in documents if plain(d).strip()]
+        if len(kept) < FEW:
+            kept = [part for d in kept for part in (sections(d, long) if isinstance(d, str) else [d])]
         if not kept:
             raise ValueError(
                 f"{name} holds no text. Give a file or a list with at least one document that is not empty."
@@ -97,6 +98,9 @@ class Stream:
         while True:
             found = False
             for document in self._start():
+                if not isinstance(plain(document), str):
+                    continue  # a null, as data sets have them
+                document = whole(document)
                 if self._split and not low <= _share(blake2b(plain(document).encode(), digest_size=8).digest()) < high:
                     continue
                 parts = sections(document, self._long) if isinstance(document, str) else [document]
@@ -111,7 +115,11 @@ class Stream:
         """The next documents, or any others at the cost of reading up to them."""
         if i * n < self._at:
             self._at, self._running = 0, self._endless()
-        documents = list(islice(self._running, i * n - self._at, (i + 1) * n - self._at))
+        try:
+            documents = list(islice(self._running, i * n - self._at, (i + 1) * n - self._at))
+        except BaseException:  # a broken connection, Ctrl-C: begin again next time
+            self._at, self._running = 0, self._endless()
+            raise
         self._at = (i + 1) * n
         return documents
 
@@ -150,10 +158,21 @@ def source(
         return Stream("a function", text, split, long)
     if not isinstance(text, Iterable):
         raise ValueError(f"text={text!r} is no text. Give 'world', a file, a data set's name or strings.")
-    documents = list(islice(text, TOO_MANY + 1))
+    running = iter(text)
+    documents = list(islice(running, 1))
+    if documents and not isinstance(plain(documents[0]), str):
+        raise ValueError(f"The given texts hold {documents[0]!r:.80}, which is no text. Give strings.")
+    documents += islice(running, TOO_MANY)
     if len(documents) > TOO_MANY:
         raise ValueError(f"More than {TOO_MANY:,} strings: give a function that returns a fresh iterator instead.")
     return Documents("the given texts", documents, seed, split, long)
+
+
+def whole(document: Any) -> Any:
+    """A string without halves of characters, which no tokenizer takes; others as they are."""
+    if not isinstance(document, str) or document.isascii():
+        return document
+    return document.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def plain(document: Any) -> Any:
@@ -232,7 +251,7 @@ def _hub(name: str, column: str | None, seed: int) -> Iterator[str]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, split="train", streaming=True)
+        rows = datasets.load_dataset(*name.split(":", 1), split="train", streaming=True)
     except Exception as error:  # the hub's client raises many kinds
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(

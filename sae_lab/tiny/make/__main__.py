@@ -94,6 +94,8 @@ def main(argv=None) -> None:
         train(args)
     elif args.verb == "export":
         run = Run(Plan(), args.run, tiny.FOLDERS["tiny"] / "tokenizer.json", training_documents)
+        if not run.states():
+            raise SystemExit(f"{args.run} holds no state of a run: nothing to export. Give its folder with --run.")
         export(run, args.out or tiny.FOLDERS["tiny"], args.tokens or 100_000)
     elif args.verb == "chat":
         folder = args.out or tiny.FOLDERS["tiny-chat"]
@@ -102,7 +104,7 @@ def main(argv=None) -> None:
             obey(folder / "training.json")
     else:
         print(report(measure(args.out or tiny.FOLDERS["tiny"], args.tokens or 400_000)))
-        if not args.out:
+        if not args.out and (tiny.FOLDERS["tiny-chat"] / "config.json").exists():
             obey(None)
 
 

@@ -67,12 +67,13 @@ class Delta:
             self.base[name] = weight.detach().clone()
             rows, columns = weight.shape
             if "embed" in name:
-                self.up[name] = torch.zeros(rows, 3)
+                self.up[name] = torch.zeros(rows, 3, device=weight.device)
                 self.up[name][[USER, ASSISTANT, END], range(3)] = 1.0
-                self.down[name] = torch.zeros(3, columns)
+                self.down[name] = torch.zeros(3, columns, device=weight.device)
             else:
-                self.up[name] = torch.zeros(rows, RANK)
-                self.down[name] = torch.randn(RANK, columns, generator=random) / columns**0.5
+                self.up[name] = torch.zeros(rows, RANK, device=weight.device)
+                start = torch.randn(RANK, columns, generator=random) / columns**0.5
+                self.down[name] = start.to(weight.device)
         free = [name for name in self.base if "embed" not in name]
         self.factors = [self.up[name] for name in free] + list(self.down.values())
 
