@@ -457,6 +457,6 @@ def test_a_knob_with_a_range_refuses_a_default_outside_it():
 
 
 def test_numpys_numbers_are_taken_as_pythons():
-    cfg = build("topk", d_in=np.int64(8), d_sae=np.int32(16), k=np.int64(3), aux_weight=np.float32(0.5)).cfg
-    assert [type(value) for value in (cfg.k, cfg.d_sae, cfg.aux_weight)] == [int, int, float]
+    cfg = build("topk", 8, 16, k=np.int64(3), aux_weight=np.float32(0.5)).cfg
+    assert [type(value) for value in (cfg.k, cfg.aux_weight)] == [int, float]
     json.dumps(asdict(cfg))

@@ -36,6 +36,11 @@ def fingerprint(threads):
     return prints
 
 
+def test_a_repr_is_one_line_and_says_what_there_is():
+    z = Latents(torch.tensor([0.0, 2.0]), Support(torch.tensor([0, 1]).int(), torch.tensor([0, 1, 2]), 3))
+    assert repr(z) == "Latents(tokens [2], d_sae 3, 2 stored, l0 0.5)"
+
+
 def test_steps_are_bit_identical_twice_and_in_a_fresh_process():
     threads = torch.get_num_threads()
     again = subprocess.run(

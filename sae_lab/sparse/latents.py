@@ -195,6 +195,12 @@ class Latents:
         if self.lead is None:
             object.__setattr__(self, "lead", (self.support.tok,))
 
+    def __repr__(self) -> str:
+        s = self.support
+        return (
+            f"Latents(tokens {list(self.lead)}, d_sae {s.d_sae:,}, {len(s.latent):,} stored, l0 {float(self.l0):.1f})"
+        )
+
     def at(self, vector: PerLatent) -> Values:
         """A number per latent (threshold, norm, bias ...) at the nonzeros; its gradient is summed per latent."""
         return _At.apply(vector, self.support)
