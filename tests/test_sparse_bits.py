@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sae_lab.saes import Batch, build
-from sae_lab.sparse import Adam, Support, backend, batch_topk, dots, encode, latent_sums, sums, topk
+from sae_lab.sparse import Adam, Latents, Support, backend, batch_topk, dots, encode, latent_sums, sums, topk
 
 
 def fingerprint(threads):
