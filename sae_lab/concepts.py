@@ -20,7 +20,7 @@ from . import plots
 from .intervals import Estimate, draws, interval
 from .models import LM
 from .reading import Page, held_out, home, walk
-from .recovery import Firings, Recovery, choose, score
+from .recovery import HIGHEST, Firings, Recovery, choose, score
 from .saes import SAE, build
 from .sites import Site
 from .tiny import world
@@ -35,7 +35,7 @@ class Concepts:
 
     Attributes:
         recoveries: per kind of unit ("latents", "random", "neurons", "matched") its counts and choices.
-        kinds: "word", "context" or "relation" of each concept.
+        kinds: "word", "context" or "relation" of each leaf of the tree, "inner" of the others.
     """
 
     recoveries: dict[str, Recovery]
@@ -58,18 +58,23 @@ class Concepts:
 
     def mean(self, units: str = "latents", kind: str = "word") -> Estimate:
         """Mean F1 over the concepts of a kind with at least 50 held-out positives."""
-        recovery = self.recoveries[units]
-        counted = (np.array(self.kinds) == kind) & (recovery.positive.sum(0) >= POSITIVES)
+        recovery, counted = self.recoveries[units], self._counted(kind)
         if not counted.any():
             raise ValueError(f"No {kind} concept has {POSITIVES} positives here: measure on more tokens.")
         return interval(recovery.mean_f1(counted, draws(len(recovery.hit), 500)))
+
+    def _counted(self, kind: str) -> np.ndarray:
+        """Concepts of a kind that are frequent enough, and rare enough for a neuron's highest activations to hold."""
+        positive = self.recoveries["latents"].positive.sum(0)
+        usual = (positive >= POSITIVES) & (positive <= HIGHEST * self.about["tokens"])
+        return (np.array(self.kinds) == kind) & usual
 
     @property
     def means(self) -> pd.DataFrame:
         """Mean F1 per kind of concept and kind of unit."""
         rows = []
         for kind in sorted(set(self.kinds), reverse=True):
-            counted = (np.array(self.kinds) == kind) & (self.recoveries["latents"].positive.sum(0) >= POSITIVES)
+            counted = self._counted(kind)
             if counted.any():
                 means = {units: self.mean(units, kind).value for units in self.recoveries}
                 rows.append({"concepts": kind, "how many": int(counted.sum())} | means)
@@ -101,8 +106,10 @@ def recover(
     """
     site = home(sae, site)
     hidden = Site(f"L{site.layer}N")
-    k = round(float(sae.origin.get("l0") or getattr(sae.cfg, "k", 32)))
-    chance = build("random", d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, k=k, seed=seed).to(sae.W_dec.device)
+    first = next(walk(lm, held_out(lm, "world", "validation", seed, **options), [site], 1, sae)).acts[site]
+    k = max(1, round(float(sae.encode(first).l0)))
+    chance = build("random", d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, k=min(k, 512), seed=seed).to(sae.W_dec.device)
+    chance.prepare(first)
     units: dict[str, Callable[[Page], Firings]] = {
         "latents": lambda page: _of_latents(sae, page.acts[site]),
         "random": lambda page: _of_latents(chance, page.acts[site]),
@@ -124,7 +131,7 @@ def recover(
         recoveries[name] = score(b, truth, choose(a, labels), doc, names)
     about = {"site": str(site), "tokens": len(parts["test"][2]), "seed": seed, "k of random": k}
     about |= {f"{name} candidates": recoveries_units(parts, name) for name in units}
-    return Concepts(recoveries, tuple(c.kind for c in concepts), about)
+    return Concepts(recoveries, tuple(c.kind if c.leaf else "inner" for c in concepts), about)
 
 
 def recoveries_units(parts: dict, name: str) -> int:
@@ -142,11 +149,11 @@ def _collect(
     sae: SAE, lm: LM, blocks: Blocks, sites: list[Site], units: dict[str, Callable], names: tuple, tokens: int
 ):
     """Firings of each kind of unit, labels and documents, one row per kept token."""
-    found, labels, docs, seen = {name: [] for name in units}, [], [], 0
+    found, labels, docs, seen, above = {name: [] for name in units}, [], [], 0, lineages(names)
     for page in walk(lm, blocks, sites, tokens, sae):
         for name, fire in units.items():
             found[name].append((seen, fire(page)))
-        labels.append(page_labels(page, world.Concepts(names)))
+        labels.append(page_labels(page, world.Concepts(names)) @ above)
         docs.append(page.doc)
         seen += len(page.doc)
     return {name: _joined(parts, seen) for name, parts in found.items()}, sparse.vstack(labels), np.concatenate(docs)
@@ -156,6 +163,15 @@ def _joined(parts: list[tuple[int, Firings]], tokens: int) -> Firings:
     unit = np.concatenate([f.unit for _, f in parts])
     token = np.concatenate([f.token + start for start, f in parts])
     return Firings(unit, token, np.concatenate([f.value for _, f in parts]), parts[0][1].units, tokens)
+
+
+def lineages(names: tuple[str, ...]) -> sparse.csr_array:
+    """[concepts, concepts]: which concepts each one implies, itself and those above it in the tree."""
+    ids = {name: i for i, name in enumerate(names)}
+    steps = [name.split(".") for name in names]
+    above = [[ids[".".join(step[:n])] for n in range(1, len(step) + 1) if ".".join(step[:n]) in ids] for step in steps]
+    row = np.repeat(np.arange(len(names)), [len(a) for a in above])
+    return sparse.csr_array((np.ones(len(row), bool), (row, np.concatenate(above))), shape=(len(names),) * 2)
 
 
 def page_labels(page: Page, concepts: world.Concepts) -> sparse.csr_array:

@@ -192,8 +192,15 @@ def _reconstruct(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int):
 
 def _splice(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int, mean: Direction) -> DocSums:
     """Cross-entropy with the SAE, zeros or the mean in place of every token that is not special."""
+
+    def rebuilt(x: Tensor) -> Tensor:
+        """By the SAE at the kept places alone: a BOS can be a hundred times louder than what SAEs are made for."""
+        out = x.new_zeros(*x.shape[:-1], len(mean))
+        out[keep.to(x.device)] = sae(x[keep.to(x.device)].to(sae.W_dec)).to(x)
+        return out
+
     edits = {
-        "spliced": lambda x: sae(x.to(sae.W_dec)).to(x),
+        "spliced": rebuilt,
         "zero": lambda x: x.new_zeros(*x.shape[:-1], len(mean)),
         "mean": lambda x: mean.to(x).expand(*x.shape[:-1], len(mean)),
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -32,6 +33,13 @@ class Page:
     keep: Mask
     doc: Int[np.ndarray, " tok"]
     acts: dict[Site, Tensor]
+
+    @cached_property
+    def stretch(self) -> Int[np.ndarray, " tok"]:
+        """Which stretch of text each kept token is of, as the model saw it: behind one BOS, without a break."""
+        row, position = self.keep.nonzero()[:, 0].numpy(), self.block.position[self.keep].numpy()
+        breaks = (np.diff(row, prepend=-1) != 0) | (np.diff(position, prepend=-1) <= 0)
+        return np.cumsum(breaks | (np.diff(self.doc, prepend=-1) != 0))
 
 
 class Numbers:

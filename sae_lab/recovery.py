@@ -13,6 +13,8 @@ from scipy import sparse
 
 from .sparse.kernels import best_cuts
 
+HIGHEST = 0.2  # share of tokens: what a neuron's threshold can pick at most; concepts beyond are not averaged
+
 
 @dataclass(frozen=True)
 class Firings:
@@ -25,7 +27,7 @@ class Firings:
     tokens: int
 
     @classmethod
-    def of_dense(cls, acts: Float[np.ndarray, "tokens units"], share: float = 0.2) -> "Firings":
+    def of_dense(cls, acts: Float[np.ndarray, "tokens units"], share: float = HIGHEST) -> "Firings":
         """The positive entries among the highest `share` of each unit: what a threshold could pick."""
         by_unit = np.ascontiguousarray(acts.T)
         place = len(acts) - max(1, int(share * len(acts)))

@@ -142,6 +142,7 @@ def experiment(
     prompts: int = 64,
     max_new_tokens: int = 40,
     temperature: float = 0.7,
+    text: Any = None,
     seed: int = 0,
 ) -> SteeringExperiment:
     """Counts in how many continuations of held-out prompts a concept appears, with a latent and with a control.
@@ -149,15 +150,18 @@ def experiment(
     Prompts are the first words of test texts without the concept. The strength that is reported was chosen on 16 other
     prompts: the weakest within 5 points of the best there, among those that do not make the model babble.
 
+    Args:
+        text: where the latent's typical activation is measured; by default what the SAE was trained on.
+
     Raises:
-        ValueError: if the latent never fires on validation text, so that it has no strength of its own.
+        ValueError: a latent the SAE does not have, or that never fires on validation text.
     """
-    site = home(sae, site)
-    typical = typical_activation(sae, lm, site, seed=seed)[latent].item()
+    site, mine = home(sae, site), direction(sae, latent)
+    typical = typical_activation(sae, lm, site, text=text, seed=seed)[latent].item()
     if not typical:
         raise ValueError(f"Latent {latent} never fires on validation text: steer with another one.")
     control = int(np.random.default_rng(seed + 1).choice(np.delete(np.arange(sae.cfg.d_sae), latent)))
-    mine, other = direction(sae, latent), direction(sae, control)
+    other = direction(sae, control)
     vectors = {"latent": mine, "random latent": other * (mine.norm() / other.norm())}
     edits: dict[tuple[str, float], Edit | None] = {("untouched", 0.0): None}
     edits |= {(name, s): Edit(site.target, v * typical, s) for name, v in vectors.items() for s in strengths}
@@ -206,7 +210,10 @@ def target(
     for row in candidates(table, tried):
         vector = direction(sae, row.latent) * typical[row.latent]
         edits = {("untouched", 0.0): None} | {("latent", s): Edit(site.target, vector, s) for s in strengths}
-        before = openings(lm, row.concept, prompts, "validation", seed + 1)
+        try:
+            before = openings(lm, row.concept, prompts, "validation", seed + 1)
+        except ValueError:  # nearly every text shows it
+            continue
         texts = write(lm, before, edits, max_new_tokens=max_new_tokens, temperature=0.7, seed=seed)
         best = texts["latent", _strength(lm, texts, row.concept)]
         lift = _found(best, row.concept) - _found(texts["untouched", 0.0], row.concept)
@@ -236,7 +243,7 @@ def write(
     at_once = max(1, 64 // len(edits))
     for i in range(0, len(prompts), at_once):
         part = prompts[i : i + at_once]
-        written = lm.generate(part, list(edits.values()), **writing).texts
+        written = lm.generate(part, list(edits.values()), **writing | {"seed": writing.get("seed", 0) + i}).texts
         for n, key in enumerate(edits):
             texts[key] += list(zip(part, written[n :: len(edits)]))
     return texts
@@ -280,11 +287,11 @@ def shows(text: str, concept: str) -> bool:
 
 
 def typical_activation(
-    sae: SAE, lm: LM, site: Site, *, tokens: int = 20_000, seed: int = 0, **options: Any
+    sae: SAE, lm: LM, site: Site, *, text: Any = None, tokens: int = 20_000, seed: int = 0, **options: Any
 ) -> PerLatent:
     """Mean activation of each latent over the validation tokens on which it fires; 0 where it never does."""
     total, times = torch.zeros(2, sae.cfg.d_sae, dtype=torch.float64)
-    text, options = own_text(sae, None, options)
+    text, options = own_text(sae, text, options)
     for page in walk(lm, held_out(lm, text, "validation", seed, **options), [site], tokens, sae):
         with torch.no_grad():
             z = sae.encode(page.acts[site])

@@ -1,4 +1,4 @@
-"""Contexts: where in held-out text a latent fires, strongest first or spread over how strongly it fires."""
+"""Contexts: where in held-out text a latent fires most strongly, one place per document."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -91,20 +91,25 @@ def contexts(
     site, (text, options) = home(sae, site), own_text(sae, text, options)
     wanted = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
     wanted[latents] = True
-    found, fired, seen = {i: [] for i in latents}, dict.fromkeys(latents, 0), 0
+    best: dict[int, dict[int, Context]] = {i: {} for i in latents}  # latent -> document -> its strongest
+    fired, seen = dict.fromkeys(latents, 0), 0
     for page in walk(lm, held_out(lm, text, split, seed, **options), [site], tokens, sae):
         seen += len(page.doc)
         for latent, strongest, times in _firings(sae, page, site, wanted, n):
             fired[latent] += times
-            found[latent] = sorted([*found[latent], *strongest], key=lambda c: -c.values[c.peak])[:n]
-            found[latent] = [_cut(c, width) for c in found[latent]]
+            for doc, c in strongest:
+                if doc not in best[latent] or c.values[c.peak] > best[latent][doc].values[best[latent][doc].peak]:
+                    best[latent][doc] = _cut(c, width)
+            ranked = sorted(best[latent].items(), key=lambda item: -item[1].values[item[1].peak])
+            best[latent] = dict(ranked[:n])
     about = {"site": str(site), "split": split, "tokens": seen}
+    found = {latent: list(of.values()) for latent, of in best.items()}
     return Contexts(found, {i: fired[i] / max(seen, 1) for i in latents}, about)
 
 
 @torch.no_grad()
 def _firings(sae: SAE, page: Page, site: Site, wanted: torch.Tensor, n: int):
-    """For each wanted latent that fires on a page: its n strongest documents as contexts, and how often it fired."""
+    """For each wanted latent that fires on a page: (document, context) of its n strongest, and how often it fired."""
     z = sae.encode(page.acts[site]).detach()
     on = (z.value > 0).cpu() & wanted[z.support.latent.long().cpu()]
     latent = z.support.latent.cpu()[on].long().numpy()
@@ -114,22 +119,22 @@ def _firings(sae: SAE, page: Page, site: Site, wanted: torch.Tensor, n: int):
         yield int(i), list(_strongest(page, int(i), token[mine], value[mine], n)), int(mine.sum())
 
 
-def _strongest(page: Page, latent: int, token: np.ndarray, value: np.ndarray, n: int) -> Iterator[Context]:
-    doc, taken = page.doc[token], set()
+def _strongest(page: Page, latent: int, token: np.ndarray, value: np.ndarray, n: int) -> Iterator[tuple[int, Context]]:
+    doc, stretch, taken = page.doc[token], page.stretch[token], set()
     for at in np.argsort(-value, kind="stable"):
         if doc[at] in taken:
             continue
         taken.add(doc[at])
-        places = np.flatnonzero(page.doc == doc[at])
-        values = np.zeros(len(places))
-        values[np.searchsorted(places, token[doc == doc[at]])] = value[doc == doc[at]]
-        yield Context(latent, _words(page, places), tuple(values.tolist()), int(np.searchsorted(places, token[at])))
+        places, mine = np.flatnonzero(page.stretch == stretch[at]), stretch == stretch[at]
+        values, peak = np.zeros(len(places)), int(np.searchsorted(places, token[at]))
+        values[np.searchsorted(places, token[mine])] = value[mine]
+        yield int(doc[at]), Context(latent, _words(page, places), tuple(values.tolist()), peak)
         if len(taken) == n:
             return
 
 
 def _words(page: Page, places: np.ndarray) -> tuple[str, ...]:
-    """The text of each kept token of one document, with whatever stands between it and the next."""
+    """The text of each kept token of a stretch, with whatever stands between it and the next."""
     block, keep = page.block, page.keep
     text = block.text(int(block.doc[keep][places[0]]))
     start = block.start[keep][places].tolist()

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -121,7 +121,9 @@ def test_3d_input_equals_flattened(sae):
     torch.testing.assert_close(sae(x.view(3, TOK // 3, D_IN)).view(TOK, D_IN), sae(x))
 
 
-def test_one_token_and_no_token_work(sae):
+@pytest.mark.parametrize("choose_in", ["float32", "bfloat16"])
+def test_one_token_and_no_token_work(sae, choose_in):
+    sae.cfg = replace(sae.cfg, choose_in=choose_in)
     assert sae(rows()[0]).shape == (D_IN,)
     assert sae(rows()[:0]).shape == (0, D_IN)
 
@@ -457,6 +459,6 @@ def test_a_knob_with_a_range_refuses_a_default_outside_it():
 
 
 def test_numpys_numbers_are_taken_as_pythons():
-    cfg = build("topk", 8, 16, k=np.int64(3), aux_weight=np.float32(0.5)).cfg
+    cfg = build("topk", d_in=8, d_sae=16, k=np.int64(3), aux_weight=np.float32(0.5)).cfg
     assert [type(value) for value in (cfg.k, cfg.aux_weight)] == [int, float]
     json.dumps(asdict(cfg))

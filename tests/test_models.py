@@ -200,12 +200,12 @@ def test_special_tokens_and_padding_keep_their_own_values(llama):
     assert not out.counts[~mask].any()
 
 
-def test_counted_places_predict_real_tokens_that_begin_no_document(llama):
+def test_counted_places_predict_real_tokens_that_are_not_special(llama):
     bos, eos, pad = 1, 2, 0
     ids = torch.tensor([[bos, 5, 6, eos, bos, 7, 8, pad], [bos, 5, 6, 7, bos, 7, 8, 9]])
     mask = ids != pad
     out = llama.splice(ids, "L0R", lambda x: x, mask=mask)
-    assert out.counts.long().tolist() == [[0, 1, 1, 0, 0, 1, 0, 0], [0, 1, 1, 0, 0, 1, 1, 0]]
+    assert out.counts.long().tolist() == [[0, 1, 0, 0, 0, 1, 0, 0], [0, 1, 1, 0, 0, 1, 1, 0]]
     total = llama.gradients(ids, "L0R", of=lambda logits: models.lm.ce(logits, ids)[:, [0, 1, 2, 4, 5]].sum())
     torch.testing.assert_close(
         llama.gradients(ids[1:], "L0R")[0, :3] - total[1, :3],

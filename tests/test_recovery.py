@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 from scipy import sparse
+from small import identity, small_llama
 
+from sae_lab import recover
+from sae_lab.concepts import lineages
 from sae_lab.recovery import Choice, Firings, choose, score
 
 
@@ -42,6 +45,13 @@ def test_precision_and_recall_count_what_they_say():
     assert row.f1 == pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))
 
 
+def test_a_threshold_that_is_a_firing_counts_it():
+    firings = Firings(np.array([0, 0]), np.array([0, 1]), np.array([0.5, 0.4]), 1, 2)
+    labels = sparse.csr_array(np.array([[1], [0]], dtype=bool))
+    choice = Choice(np.array([0]), np.array([0.5]), np.array([0.0]))
+    assert score(firings, labels, choice, np.zeros(2, int), ("a",)).table.recall[0] == 1
+
+
 def test_a_silent_unit_scores_zero():
     nothing = Firings(np.array([], int), np.array([], int), np.array([], float), 3, 10)
     labels = sparse.csr_array(np.ones((10, 1), dtype=bool))
@@ -65,3 +75,25 @@ def test_dense_units_keep_their_highest_share_only():
     acts = np.random.default_rng(0).normal(size=(1000, 3))
     firings = Firings.of_dense(acts, share=0.1)
     assert np.bincount(firings.unit).tolist() == [100, 100, 100]
+
+
+def test_a_word_carries_the_concepts_above_its_own():
+    names = ("entity", "entity.animal", "entity.animal.dog", "form", "form.digit")
+    above = lineages(names).toarray()
+    assert above[2].tolist() == [True, True, True, False, False]
+    assert above[0].tolist() == [True, False, False, False, False]
+    assert above[4].tolist() == [False, False, False, True, True]
+
+
+def test_labels_of_real_text_reach_up_the_tree(tmp_path):
+    """Recovered on a small model: an inner concept has at least the positives of any concept below it."""
+    lm = small_llama(tmp_path)
+    found = recover(identity(), lm, site="L1R", tokens=4000)
+    positives = found.table.set_index("concept").positives
+    kinds = found.table.set_index("concept").kind
+    assert kinds["entity.animal"] == "inner"
+    assert positives["entity"] >= positives["entity.animal"] >= positives["entity.animal.pet"] > 0
+    assert positives["entity"] >= sum(positives[c] for c in ("entity.animal.pet.dog", "entity.animal.pet.cat"))
+    assert set(found.means.concepts) <= {"word", "context", "relation", "inner"}
+    assert found.mean("random").low <= found.mean("random").value
+    assert found.about["k of random"] == pytest.approx(32, abs=1)  # identity(): every dimension fires once, by its sign

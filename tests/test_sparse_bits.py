@@ -36,6 +36,14 @@ def fingerprint(threads):
     return prints
 
 
+def test_prefixes_that_leave_latents_out_are_refused():
+    s = Support(torch.tensor([0, 3]).int(), torch.tensor([0, 2]), 4)
+    assert s.split([1, 4]).start.tolist() == [0, 1, 2]
+    for bounds in ([1, 2], [2, 1, 4], []):
+        with pytest.raises(ValueError, match="end with d_sae=4"):
+            s.split(bounds)
+
+
 def test_a_repr_is_one_line_and_says_what_there_is():
     z = Latents(torch.tensor([0.0, 2.0]), Support(torch.tensor([0, 1]).int(), torch.tensor([0, 1, 2]), 3))
     assert repr(z) == "Latents(tokens [2], d_sae 3, 2 stored, l0 0.5)"

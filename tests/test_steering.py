@@ -8,6 +8,7 @@ import torch
 from small import identity, small_llama
 
 from sae_lab import steer, world
+from sae_lab.sites import Site
 from sae_lab.steering import (
     BABBLE,
     _strength,
@@ -107,6 +108,35 @@ def test_a_strength_that_makes_the_model_babble_is_not_chosen(lm):
 def test_a_concept_that_every_text_shows_cannot_be_steered_to(lm):
     with pytest.raises(ValueError, match=r"language\.english"):
         openings(lm, "language.english", 2, "test", 0)
+
+
+def test_an_experiment_steers_by_typical_activations_and_controls_by_a_direction_as_long(lm, sae, monkeypatch):
+    """What is asked of the model: the latent's direction times its typical activation, chosen on validation prompts."""
+    asked = []
+    generate = type(lm).generate
+
+    def spy(self, prompt, edits=(None,), **how):
+        asked.append((list(prompt), list(edits), how["seed"]))
+        return generate(self, prompt, edits, **how)
+
+    monkeypatch.setattr(type(lm), "generate", spy)
+    concept = "entity.animal.pet.dog"
+    found = experiment(sae, lm, 7, concept, strengths=(1.0, 3.0), prompts=30, max_new_tokens=2)
+    typical = typical_activation(sae, lm, Site("L2R"))[7]
+    wanted = sae.W_dec[7].norm() * typical
+    edits = [e for _, of, _ in asked for e in of if e is not None]
+    assert {e.strength for e in edits} == {1.0, 3.0}
+    for edit in edits:
+        torch.testing.assert_close(edit.vector.norm(), wanted.to(edit.vector.dtype), rtol=1e-4, atol=1e-5)
+    first = [p for prompts, of, _ in asked if len(of) == 3 for p in prompts]
+    assert first == openings(lm, concept, 16, "validation", 0)
+    second = [p for prompts, of, _ in asked if len(of) == 5 for p in prompts]
+    assert second == openings(lm, concept, 30, "test", 0)
+    seeds = [seed for _, of, seed in asked if len(of) == 5]
+    assert len(set(seeds)) == len(seeds) > 1  # no two parts share their random numbers
+    assert set(found.table.edit) == {"untouched", "latent", "random latent"}
+    with pytest.raises(ValueError, match="latents 0 to 63"):
+        experiment(sae, lm, 9999, concept)
 
 
 def rows(*concepts):

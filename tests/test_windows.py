@@ -69,6 +69,15 @@ def test_a_latent_that_is_not_there_is_refused(lm):
         contexts(identity(), lm, [64], **SMALL)
 
 
+def test_windows_of_documents_longer_than_a_row_are_still_pieces_of_them(lm):
+    long = [" ".join(f"Anna {i} has {j} pears and Bruno has {j * 3 % 17} plums." for j in range(30)) for i in range(12)]
+    options = {"site": "L1R", "text": long, "split": "all", "tokens": 10**6, "context": 64, "n": 99}
+    found = contexts(identity(), lm, [5, 6], **options)
+    for latent in (5, 6):
+        assert len(found[latent]) <= 12 * 3  # sections of documents count as documents
+        assert all(any(c.text in document for document in long) for c in found[latent])
+
+
 def test_the_table_has_a_row_per_window(lm):
     found = contexts(identity(), lm, [5], n=3, **SMALL)
     assert found.table.latent.tolist() == [5, 5, 5]

@@ -24,7 +24,7 @@ class Splice:
     """What a splice did. All per place: `ce` and `kl` at place t are about the prediction of token t + 1, in nats.
 
     `counts` marks the places that a mean is taken over: the token was replaced (see `where` of `LM.splice`), and what
-    follows it is a real token that does not begin a new document.
+    follows it is a real token that is not special.
     """
 
     ids: Ids
@@ -175,7 +175,7 @@ class LM:
     ) -> Activations | dict[Site, Activations]:
         """How a number changes with the activations at a site, or at several (then a dict).
 
-        `of` is "ce" (cross-entropy in nats, summed over every real token that follows another, BOS left out); a token
+        `of` is "ce" (cross-entropy in nats, summed over real tokens that follow another and are not special); a token
         id (its logit at place `at` of each row, the last real one by default, summed over rows); two ids (the first's
         logit less the second's); or a function of the logits.
 
@@ -251,9 +251,8 @@ class LM:
         return ids.to(self.device)
 
     def _predicts(self, ids: Ids, real: Mask) -> Mask:
-        """Places followed by a real token that is not a BOS."""
-        bos = self.tokenizer.bos_token_id
-        follows = real.roll(-1, 1) & (ids.roll(-1, 1) != (-1 if bos is None else bos)) & real
+        """Places followed by a real token that is not special."""
+        follows = (real & ~self.special(ids)).roll(-1, 1) & real
         follows[:, -1] = False
         return follows
 

@@ -90,7 +90,13 @@ class Support:
         return used.nonzero()[:, 0], self.token * n + (used.cumsum(0) - 1)[self.latent]
 
     def split(self, bounds: Sequence[int]) -> "Support":
-        """Token t's latents as one row per prefix: row t * len(bounds) + l ends before latent bounds[l]."""
+        """Token t's latents as one row per prefix: row t * len(bounds) + l ends before latent bounds[l].
+
+        Raises:
+            ValueError: unless the bounds ascend and end with d_sae: every latent belongs to a row.
+        """
+        if not bounds or bounds[-1] != self.d_sae or list(bounds) != sorted(set(bounds)):
+            raise ValueError(f"bounds={list(bounds)} must ascend and end with d_sae={self.d_sae}.")
         key = self.token * self.d_sae + self.latent
         first = torch.arange(self.tok, device=key.device)[:, None] * self.d_sae
         ends = first + torch.tensor(list(bounds), device=key.device)

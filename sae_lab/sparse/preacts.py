@@ -117,7 +117,8 @@ class PreActs:
         rounding the result moves it by 2^-9 of itself.
         """
         _, W, b, _ = self.inputs
-        reach = self.centred.norm(dim=1).max() * W.norm(dim=1) + (0 if b is None else b.abs())
+        loudest = self.centred.norm(dim=1).max() if self.tok else 0.0
+        reach = loudest * W.norm(dim=1) + (0 if b is None else b.abs())
         reach = reach if index is None else reach[index]
         return 2.0**-8 * ((1.01 + W.shape[1] * 2.0**-16) * reach + floor.abs())
 
@@ -202,7 +203,8 @@ def encode(
 @cache
 def choice_dtype(device: str = "cpu") -> torch.dtype:
     """The quicker precision to choose in on this machine, measured once per process: bf16 needs hardware for it."""
-    x, W = torch.randn(256, 512, device=device), torch.randn(2048, 512, device=device)
+    rng = torch.Generator(device).manual_seed(0)  # of its own: the user's draws stay what they were
+    x, W = (torch.randn(n, 512, device=device, generator=rng) for n in (256, 2048))
     spent = {torch.float32: [], torch.bfloat16: []}
     for _ in range(5):
         for dtype, times in spent.items():
