@@ -5,7 +5,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from ..knobs import knobs
+from ..knobs import knobs, plain
 from .base import REGISTRY, SAE, Batch, Objective, Recipe, register
 
 __all__ = ["REGISTRY", "SAE", "Batch", "Objective", "Recipe", "build", "configured", "register", "variant"]
@@ -41,7 +41,7 @@ def configured(name: str, **config: Any) -> Any:
     missing = [key for key in missing if not rows[key].optional]
     if missing:
         raise TypeError(f"SAE {name!r} needs {' and '.join(missing)}: build({name!r}, {missing[0]}=...).")
-    return cls.Config(**config)
+    return cls.Config(**{key: plain(value) for key, value in config.items()})
 
 
 def variant(name: str) -> type[SAE]:
