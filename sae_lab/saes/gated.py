@@ -17,9 +17,8 @@ class Gated(SAE, name="gated"):
 
     The step has no slope: gates learn from an L1 penalty on relu(u + b_enc), and from how well it reconstructs through
     a decoder and a b_dec that are constants to this auxiliary term. Magnitudes pay nothing, so they do not shrink.
-    Decoder rows are held at unit norm, else the penalty could be evaded. Interpretation: the penalty's default, for unit
-    mean square; warm-ups as shares of the run (1,000 steps for the rate, some thousands for the penalty). Dead latents
-    are not resampled, as they were in the paper.
+    Decoder rows are held at unit norm, else the penalty could be evaded. Interpretation: the penalty's default, meant
+    for unit mean square; warm-ups as shares of the run (the paper counts steps); no resampling of dead latents.
     """
 
     paper = "Rajamanoharan et al. 2024, arXiv:2404.16014"

@@ -16,9 +16,9 @@ from .losses import mse, ramp
 class JumpReLU(SAE, name="jumprelu"):
     """f = v * H(v - theta) with v = relu(W_enc x + b_enc), and L0 as the penalty; theta = exp(log_threshold).
 
-    Both steps have no slope, so theta learns by pseudo-derivatives with a rectangle kernel K of width `bandwidth`:
+    Neither step has a slope, so theta learns by pseudo-derivatives with a rectangle kernel K of width `bandwidth`:
         d f / d theta = -theta / bandwidth * K((v - theta) / bandwidth)      d H(v - theta) / d theta = the same / theta
-    which make the batch's gradient a kernel density estimate of the expected loss's. The penalty moves thresholds alone.
+    which make a batch's gradient a kernel density estimate of the expected loss's. The penalty moves thresholds alone.
 
     Interpretation: a threshold is held at half the kernel's width at least, where inactive latents stay out of the
     window; warm-ups are shares of the run (the paper: 1,000 steps for the rate, by a cosine, 10,000 for the penalty).
