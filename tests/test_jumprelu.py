@@ -137,6 +137,16 @@ def test_thresholds_stay_outside_the_kernel_of_zero():
         jumprelu(theta=0.04, bandwidth=0.1)
 
 
+def test_training_and_inference_fire_alike_each_latent_over_its_own_threshold():
+    sae, x = jumprelu(), normal(300, 8)
+    with torch.no_grad():
+        sae.log_threshold.copy_(torch.linspace(-2, 0.5, 24))
+    v = x @ sae.W_enc.T
+    fires = v * (v > sae.log_threshold.exp())
+    torch.testing.assert_close(sae.encode(x).dense(), fires)
+    torch.testing.assert_close(sae.objective(Batch(x, x, torch.zeros(24, dtype=torch.bool))).z.dense(), fires)
+
+
 def test_decoder_norms_may_be_moved_into_encoder_and_threshold():
     sae, x = jumprelu(), normal(300, 8)
     z, x_hat, norm = sae.encode(x).dense(), sae(x), torch.linspace(0.3, 3.0, 24, dtype=torch.float64)
