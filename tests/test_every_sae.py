@@ -19,7 +19,7 @@ DEAD = 8  # the first latents count as dead
 
 
 def small(name, **config):
-    """A small SAE whose every knob that matters is small too, with biases that are not zero."""
+    """A small SAE whose every knob that matters is small too, with biases and the like that are not zero."""
     rows = {row.name: row for row in knobs(REGISTRY[name].Config)}
     config = {key: value for key, value in SMALL.items() if key in rows} | config
     if not rows["d_sae"].optional:
@@ -30,6 +30,9 @@ def small(name, **config):
         sae.b_dec.add_(torch.randn(D_IN, generator=rng) / 9)
         if sae.b_enc is not None:
             sae.b_enc.add_(torch.randn(sae.cfg.d_sae, generator=rng) / 9)
+        for name, p in sae.named_parameters():
+            if p.dim() == 1 and name not in ("b_dec", "b_enc"):
+                p.add_(torch.randn(len(p), generator=rng) / 9)
     return sae
 
 
