@@ -15,14 +15,14 @@ from sae_lab.sparse import Adam, Latents, backend, latents, preacts
 from sae_lab.toys import Planted
 
 TOK, D_IN, D_SAE, K = 96, 8, 40, 4
-SMALL = {"k": K, "k_aux": 6, "l1_weight": 0.5}
+SMALL = {"k": K, "k_aux": 6, "l1_weight": 0.5, "bandwidth": 0.2, "init_threshold": 0.15}
 NAMES = sorted(REGISTRY)
 TRAINED = [name for name in NAMES if REGISTRY[name].trainable]
 DEAD = 8  # the first latents count as dead
 
 
 def small(name, **config):
-    """A small SAE whose every knob that matters is small too, with biases that are not zero."""
+    """A small SAE whose every knob that matters is small too, with biases and the like that are not zero."""
     rows = {row.name: row for row in knobs(REGISTRY[name].Config)}
     config = {key: value for key, value in SMALL.items() if key in rows} | config
     if not rows["d_sae"].optional:
@@ -33,6 +33,9 @@ def small(name, **config):
         sae.b_dec.add_(torch.randn(D_IN, generator=rng) / 9)
         if sae.b_enc is not None:
             sae.b_enc.add_(torch.randn(sae.cfg.d_sae, generator=rng) / 9)
+        for name, p in sae.named_parameters():
+            if p.dim() == 1 and name not in ("b_dec", "b_enc"):
+                p.add_(torch.randn(len(p), generator=rng) / 9)
     return sae
 
 
@@ -360,6 +363,50 @@ def relu_twin(p, batch):
     return x_hat, {"mse": square(batch.target - x_hat), "l1": weight * (z * p.W_dec.norm(dim=1)).sum(-1).mean()}
 
 
+class DenseStep(torch.autograd.Function):
+    """H(v - theta) of all [tok, d_sae] numbers, with the paper's pseudo-derivative."""
+
+    @staticmethod
+    def forward(ctx, v, theta, bandwidth):
+        ctx.save_for_backward(((v - theta).abs() < bandwidth / 2) / bandwidth)
+        return (v > theta).to(v)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, -(ctx.saved_tensors[0] * grad).sum(0), None
+
+
+class DenseJump(torch.autograd.Function):
+    """v * H(v - theta) of all numbers, with the paper's pseudo-derivative."""
+
+    @staticmethod
+    def forward(ctx, v, theta, bandwidth):
+        ctx.save_for_backward(v > theta, theta * ((v - theta).abs() < bandwidth / 2) / bandwidth)
+        return v * (v > theta)
+
+    @staticmethod
+    def backward(ctx, grad):
+        over, slope = ctx.saved_tensors
+        return grad * over, -(slope * grad).sum(0), None
+
+
+def jumprelu_twin(p, batch):
+    v, theta = (batch.x @ p.W_enc.T + p.b_enc).relu(), p.log_threshold.exp()
+    x_hat = DenseJump.apply(v, theta, p.cfg.bandwidth) @ p.W_dec + p.b_dec
+    l0 = DenseStep.apply(v, theta, p.cfg.bandwidth).sum(-1).mean()
+    return x_hat, {"mse": square(batch.target - x_hat), "l0": p.cfg.l0_weight * min(1.0, batch.progress / 0.1) * l0}
+
+
+def gated_twin(p, batch):
+    u = (batch.x - p.b_dec) @ p.W_enc.T
+    gate = u + p.b_enc
+    x_hat = ((gate > 0) * (p.r_mag.exp() * u + p.b_mag).relu()) @ p.W_dec + p.b_dec
+    frozen = gate.relu() @ p.W_dec.detach() + p.b_dec.detach()
+    price = p.cfg.l1_weight * min(1.0, batch.progress / 0.05)
+    aux = p.cfg.aux_weight * square(batch.target - frozen)
+    return x_hat, {"mse": square(batch.target - x_hat), "l1": price * gate.relu().sum(-1).mean(), "aux": aux}
+
+
 def baseline_twin(p, batch):
     x_hat = dense_topk((batch.x - p.b_dec) @ p.W_enc.T, p.cfg.k) @ p.W_dec + p.b_dec
     return x_hat, {"mse": square(batch.target - x_hat)}
@@ -369,6 +416,8 @@ TWINS = {
     "topk": topk_twin,
     "batchtopk": batchtopk_twin,
     "relu": relu_twin,
+    "gated": gated_twin,
+    "jumprelu": jumprelu_twin,
     "random": baseline_twin,
     "pca": baseline_twin,
 }

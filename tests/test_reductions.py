@@ -80,6 +80,34 @@ def test_topk_of_all_latents_is_relu_without_a_penalty():
     same({"W": topk.W_enc.grad}, {"W": relu.W_enc.grad})
 
 
+def test_jumprelu_with_thresholds_near_zero_is_relu():
+    b, jump, relu = batch(40), sae("jumprelu", bandwidth=1e-9), sae("relu", l1_weight=0.0, init_norm=1.0)
+    with torch.no_grad():
+        jump.log_threshold.fill_(-40.0)
+    (a, grads), (c, others) = step(jump, b), step(relu, b)
+    assert torch.equal(a.z.support.latent, c.z.support.latent)
+    torch.testing.assert_close(a.x_hat, c.x_hat)
+    same(others, grads)
+
+
+def test_gated_with_gates_and_magnitudes_alike_is_relu():
+    """b_mag = exp(r_mag) b_enc: a gate opens where the magnitude is positive. ReLU does not subtract b_dec."""
+    b, rescale = batch(40), torch.linspace(0.5, 2, D_SAE, dtype=torch.float64)
+    biases = torch.linspace(-0.4, 0.3, D_SAE, dtype=torch.float64)
+    gated = build("gated", d_in=D_IN, d_sae=D_SAE).double()
+    relu = build("relu", d_in=D_IN, d_sae=D_SAE, l1_weight=0.0, init_norm=1.0).double()
+    with torch.no_grad():
+        gated.r_mag.copy_(rescale.log()), gated.b_enc.copy_(biases), gated.b_mag.copy_(rescale * biases)
+        relu.W_enc *= rescale[:, None]
+        relu.b_enc.copy_(rescale * biases)
+    a, (c, others) = gated.objective(b), step(relu, b)
+    a.terms["mse"].backward()
+    assert torch.equal(a.z.support.latent, c.z.support.latent)
+    torch.testing.assert_close(a.x_hat, c.x_hat)
+    same({"W_dec": gated.W_dec.grad, "b": gated.b_mag.grad}, {"W_dec": others["W_dec"], "b": others["b_enc"]})
+    same({"W_enc": gated.W_enc.grad}, {"W_enc": rescale[:, None] * others["W_enc"]})
+
+
 def test_random_is_a_topk_that_nobody_trains():
     b = batch(40)
     a, c = sae("random", k=K).objective(b), sae("topk", k=K).objective(b)

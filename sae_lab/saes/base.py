@@ -1,5 +1,6 @@
 """What every sparse autoencoder is, and what the trainer hands it."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ class SAE(nn.Module, ABC):
     recipe: ClassVar[Recipe]
     needs: ClassVar[frozenset[str]] = frozenset()
     in_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")  # tensors measured in units of the activation
+    in_log_units: ClassVar[tuple[str, ...]] = ()  # logarithms of such
     trainable: ClassVar[bool] = True
 
     @dataclass(frozen=True)
@@ -183,6 +185,8 @@ class SAE(nn.Module, ABC):
         for name in self.in_units:
             if getattr(self, name) is not None:
                 getattr(self, name).div_(scale)
+        for name in self.in_log_units:
+            getattr(self, name).sub_(math.log(scale))
 
 
 def register(name: str, cls: type[SAE]) -> None:

@@ -1,0 +1,89 @@
+"""JumpReLU: each latent has a learned threshold, and the number of latents over theirs is what is penalised."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..knobs import knob
+from ..shapes import Acts
+from ..sparse import Latents, PreActs
+from .base import SAE, Batch, Objective, Recipe
+from .losses import mse, ramp
+
+
+class JumpReLU(SAE, name="jumprelu"):
+    """f = v * H(v - theta) with v = relu(W_enc x + b_enc), and L0 as the penalty; theta = exp(log_threshold).
+
+    Neither step has a slope, so theta learns by pseudo-derivatives with a rectangle kernel K of width `bandwidth`:
+        d f / d theta = -theta / bandwidth * K((v - theta) / bandwidth)      d H(v - theta) / d theta = the same / theta
+    which make a batch's gradient a kernel density estimate of the expected loss's. The penalty moves thresholds alone.
+
+    Interpretation: a threshold is held at half the kernel's width at least, where inactive latents stay out of the
+    window; warm-ups are shares of the run (the paper: 1,000 steps for the rate, by a cosine, 10,000 for the penalty).
+    """
+
+    paper = "Rajamanoharan et al. 2024, arXiv:2407.14435"
+    recipe = Recipe(lr=7e-5, betas=(0.0, 0.999), warmup=0.01, decay=0.0, sparsity_warmup=0.1, clip=0.0)
+    in_log_units = ("log_threshold",)
+
+    @dataclass(frozen=True)
+    class Config(SAE.Config):
+        l0_weight: float = knob(1e-3, 0.0, 1e4, "price of one active latent, where there is no target_l0")
+        target_l0: float | None = knob(None, 1e-3, 1e6, "mean L0 to aim for: the penalty is (L0 / target_l0 - 1)^2")
+        target_weight: float = knob(1.0, 0.0, 1e4, "weight of that penalty")
+        bandwidth: float = knob(1e-3, 1e-9, 10.0, "width of the kernel around a threshold, in units of activation")
+        init_threshold: float = knob(1e-3, 1e-9, 10.0, "every threshold at the start")
+        centred: bool = knob(False, help="whether b_dec is subtracted before the encoder, as some ports do")
+
+        def __post_init__(self):
+            super().__post_init__()
+            if self.init_threshold < self.bandwidth / 2:
+                raise ValueError(
+                    f"init_threshold={self.init_threshold} must be at least bandwidth / 2 = {self.bandwidth / 2}: "
+                    "below, inactive latents are inside the kernel. Raise it, or lower bandwidth."
+                )
+
+    def build(self) -> None:
+        start = math.log(self.cfg.init_threshold)
+        self.log_threshold = nn.Parameter(torch.full((self.cfg.d_sae,), start))
+
+    def encode(self, x: Acts) -> Latents:
+        pre = self._pre(x)
+        return pre.keep(pre.over(self.log_threshold.detach().exp()))
+
+    def objective(self, batch: Batch) -> Objective:
+        cfg, pre, theta = self.cfg, self._pre(batch.x), self.log_threshold.exp()
+        v = pre.keep(pre.over((theta.detach() - cfg.bandwidth / 2).clamp(min=0)))  # active, or below but in the window
+        at = v.at(theta)
+        over = _Step.apply(v.value, at, cfg.bandwidth)
+        z = v.to(v.value * over.detach() + at.detach() * (over - over.detach()))
+        x_hat = self.decode(z)
+        l0 = over.sum() / len(batch.x)
+        price = cfg.l0_weight * l0 if cfg.target_l0 is None else cfg.target_weight * (l0 / cfg.target_l0 - 1).square()
+        sparsity = ramp(batch.progress, self.recipe.sparsity_warmup) * price
+        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "l0": sparsity})
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        self.log_threshold.clamp_(min=math.log(self.cfg.bandwidth / 2))
+
+    def _pre(self, x: Acts) -> PreActs:
+        return self.pre(x, self.b_dec if self.cfg.centred else None)
+
+
+class _Step(torch.autograd.Function):
+    """H(v - theta) at the nonzeros: 1 or 0. By a rectangle kernel it has a slope in theta; in v it has none."""
+
+    @staticmethod
+    def forward(ctx, v, theta, bandwidth):
+        ctx.save_for_backward(v, theta)
+        ctx.bandwidth = bandwidth
+        return (v > theta).to(v.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        v, theta = ctx.saved_tensors
+        near = (v - theta).abs() < ctx.bandwidth / 2
+        return None, -grad * near / ctx.bandwidth, None
