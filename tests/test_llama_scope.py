@@ -106,16 +106,17 @@ def test_rows_start_tied_at_norm_one_half_and_for_transcoders_apart():
         build("llama_scope", d_in=D_IN, d_sae=D_SAE, k=K, init_norm=None, tied_init=False)
 
 
-def test_the_search_finds_the_norm_of_least_loss():
+@pytest.mark.parametrize("first", [3, 6])
+def test_the_search_finds_the_norm_of_least_loss_at_the_first_steps_k(first):
     """Against every hundredth, densely; and without init_norm=None nothing is searched."""
     x = batch(tok=400).x.detach()
-    model = build("llama_scope", d_in=D_IN, d_sae=D_SAE, k=K, k_init=6, init_norm=None).double()
+    model = build("llama_scope", d_in=D_IN, d_sae=D_SAE, k=K, k_init=first, init_norm=None).double()
     directions = 2 * model.W_dec.detach().clone()
     losses = {}
     for norm in (step / 100 for step in range(5, 111)):
         trial = copy.deepcopy(model)
         trial.W_enc.data.copy_(directions * norm), trial.W_dec.data.copy_(directions * norm)
-        losses[norm] = twin(trial, Batch(x, x, None), 6)[2].item()
+        losses[norm] = twin(trial, Batch(x, x, None), first)[2].item()
     best = min(losses, key=losses.get)
     assert 0.1 < best < 1.0 and abs(best - 0.5) > 0.05
     model.prepare(x)

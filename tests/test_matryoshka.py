@@ -116,19 +116,19 @@ def test_too_many_levels_for_the_width_say_so():
 
 
 def test_early_latents_learn_to_fire_more_often():
-    """As the paper finds; BatchTopK on the same stream has no such order."""
+    """As the paper finds, even where all features are equally frequent; BatchTopK on the same stream has no order."""
     share = {}
     for name in ("matryoshka", "batchtopk"):
-        source = Planted(d_in=16, features=64, k=4, zipf=1.0)
-        model = build(name, d_in=16, d_sae=64, k=4)
+        source = Planted(d_in=16, features=64, k=4)
+        model = build(name, d_in=16, d_sae=64, k=4, choose_in="float32")
         adam, fired = Adam(model.named_parameters(), lr=3e-3, unit=["W_dec"]), torch.zeros(64)
-        for step in range(300):
+        for step in range(200):
             x = source.next(256)["L0R"].x
             out = model.objective(Batch(x, x, torch.zeros(64, dtype=torch.bool)))
             sum(out.terms.values()).backward()
             adam.step()
             adam.zero_grad()
-            if step >= 250:
+            if step >= 180:
                 fired += torch.bincount(out.z.support.latent, minlength=64)
         share[name] = (fired[:16].sum() / fired.sum()).item()
-    assert share["matryoshka"] > 0.45 > 0.35 > share["batchtopk"]
+    assert share["matryoshka"] > 0.4 > 0.3 > share["batchtopk"]
