@@ -116,7 +116,7 @@ def test_the_search_finds_the_norm_of_least_loss_at_the_first_steps_k(first):
     for norm in (step / 100 for step in range(5, 111)):
         trial = copy.deepcopy(model)
         trial.W_enc.data.copy_(directions * norm), trial.W_dec.data.copy_(directions * norm)
-        losses[norm] = twin(trial, Batch(x, x, None), first)[2].item()
+        losses[norm] = twin(trial, Batch(x, x, batch().dead), first)[2].item()
     best = min(losses, key=losses.get)
     assert 0.1 < best < 1.0 and abs(best - 0.5) > 0.05
     model.prepare(x)
