@@ -356,6 +356,16 @@ def batchtopk_twin(p, batch):
     return x_hat, {"mse": square(missed), "auxk": p.cfg.aux_weight * aux}
 
 
+def matryoshka_twin(p, batch):
+    pre = (batch.x - p.b_dec) @ p.W_enc.T
+    z = (pre * (pre >= pre.ravel().topk(p.cfg.k * len(batch.x)).values[-1])).relu()
+    levels = [z[:, :end] @ p.W_dec[:end] + p.b_dec for end in (0, 2, 5, 10, 20, 40)]  # d_sae is 40
+    missed = batch.target - levels[-1]
+    aux = dense_aux(p, pre, missed, batch.dead, p.cfg.k_aux)
+    error = sum(square(batch.target - x_hat) for x_hat in levels) / 6
+    return levels[-1], {"mse": error, "auxk": p.cfg.aux_weight * aux}
+
+
 def relu_twin(p, batch):
     z = (batch.x @ p.W_enc.T + p.b_enc).relu()
     x_hat = z @ p.W_dec + p.b_dec
@@ -405,6 +415,25 @@ def gated_twin(p, batch):
     price = p.cfg.l1_weight * min(1.0, batch.progress / 0.05)
     aux = p.cfg.aux_weight * square(batch.target - frozen)
     return x_hat, {"mse": square(batch.target - x_hat), "l1": price * gate.relu().sum(-1).mean(), "aux": aux}
+def llama_scope_twin(p, batch):
+    pre, norms = batch.x @ p.W_enc.T + p.b_enc, p.W_dec.detach().norm(dim=1)
+    kept = torch.zeros_like(pre).scatter(
+        1, (pre.relu() * norms).topk(p.cfg.k).indices, 1
+    )  # d_in / 2 is k: no annealing
+    x_hat = (pre.relu() * kept) @ p.W_dec + p.b_dec
+    spread = (batch.target - batch.target.mean(0)).norm(dim=1, keepdim=True)
+    return x_hat, {"error": ((batch.target - x_hat).square() / spread).mean()}
+
+
+def p_anneal_twin(p, batch):
+    """At half of the run p has fallen 5 times in 10, at once: the price is re-balanced on this very batch."""
+    z = ((batch.x - p.b_dec) @ p.W_enc.T + p.b_enc).relu()
+    fired, weight = z[z > 0], p.cfg.l1_weight * min(1.0, batch.progress / 0.05) / len(z)
+    if batch.progress == 0.5:
+        weight = weight * (fired.sum() / (fired**0.6).sum()).detach()
+    x_hat = z @ p.W_dec + p.b_dec
+    penalty = weight * (fired ** (0.6 if batch.progress == 0.5 else 1.0)).sum()
+    return x_hat, {"mse": square(batch.target - x_hat), "lpp": penalty}
 
 
 def baseline_twin(p, batch):
@@ -415,6 +444,9 @@ def baseline_twin(p, batch):
 TWINS = {
     "topk": topk_twin,
     "batchtopk": batchtopk_twin,
+    "matryoshka": matryoshka_twin,
+    "llama_scope": llama_scope_twin,
+    "p_anneal": p_anneal_twin,
     "relu": relu_twin,
     "gated": gated_twin,
     "jumprelu": jumprelu_twin,

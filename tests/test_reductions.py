@@ -43,6 +43,54 @@ def test_batchtopk_at_one_token_is_topk():
         same(grads_a, grads_b)
 
 
+def test_matryoshka_of_one_level_is_batchtopk():
+    """Without the level of b_dec alone; with it the loss is the mean of the two."""
+    (a, grads_a), (b, grads_b) = (
+        step(sae("batchtopk", k=K), batch(40)),
+        step(sae("matryoshka", k=K, levels=1, bias_level=False), batch(40)),
+    )
+    torch.testing.assert_close(a.x_hat, b.x_hat)
+    same(a.terms, b.terms)
+    same(grads_a, grads_b)
+    model = sae("matryoshka", k=K, levels=1)
+    alone = (model.b_dec - batch(40).target).square().sum(1).mean()
+    torch.testing.assert_close(model.objective(batch(40)).terms["mse"], (a.terms["mse"] + alone) / 2)
+
+
+def test_llama_scope_of_unit_rows_and_one_k_is_topk_under_another_loss():
+    b = batch(40, dead=torch.zeros(D_SAE, dtype=torch.bool))
+    topk, scope = sae("topk", k=K), sae("llama_scope", k=K, k_init=K, init_norm=1.0)
+    with torch.no_grad():
+        topk.b_dec.zero_(), scope.b_dec.zero_()  # topk subtracts b_dec before it encodes, llama_scope does not
+        scope.W_enc.copy_(topk.W_enc), scope.W_dec.copy_(topk.W_dec)
+    spread = (b.target - b.target.mean(0)).norm(dim=1)
+    a = topk.objective(b)
+    ((a.x_hat - b.target).square().mean(1) / spread).mean().backward()
+    c, grads = step(scope, b)
+    assert torch.equal(a.z.support.latent, c.z.support.latent)
+    torch.testing.assert_close(a.x_hat, c.x_hat)
+    same({name: getattr(topk, name).grad for name in ("W_enc", "W_dec")}, grads)
+
+
+def test_p_anneal_whose_p_stays_one_is_relu_but_for_free_norms():
+    b = Batch(batch(40).x, batch(40).x, DEAD, progress=0.7)
+    anneal, relu = sae("p_anneal", p_end=1.0, l1_weight=2.0), sae("relu", l1_weight=2.0, init_norm=1.0)
+    with torch.no_grad():
+        anneal.b_dec.zero_(), relu.b_dec.zero_()  # p_anneal subtracts b_dec before it encodes, relu does not
+        for model in (anneal, relu):
+            model.W_enc.copy_(sae("topk", k=K).W_enc)
+            model.W_dec.copy_(model.W_enc / model.W_enc.norm(dim=1, keepdim=True))
+    (a, grads_a), (c, grads_c) = step(anneal, b), step(relu, b)
+    torch.testing.assert_close(a.x_hat, c.x_hat)
+    torch.testing.assert_close(a.terms["mse"], c.terms["mse"])
+    torch.testing.assert_close(a.terms["lpp"], c.terms["l1"])
+    same({"W_enc": grads_a["W_enc"]}, grads_c)
+    along, rows = grads_c["W_dec"], relu.W_dec.detach()  # relu's price of a row's norm acts along the row
+    torch.testing.assert_close(
+        *(grad - (grad * rows).sum(1, keepdim=True) * rows for grad in (grads_a["W_dec"], along))
+    )
+
+
 def test_batchtopk_of_equal_tokens_with_equal_shares_is_topk():
     """Every token the same up to sign of nothing: the batch's budget falls out k to each."""
     x = batch(1).x.expand(6, -1).clone()
@@ -116,7 +164,7 @@ def test_random_is_a_topk_that_nobody_trains():
 
 
 def test_auxk_of_no_weight_is_no_auxk():
-    for name in ("topk", "batchtopk"):
+    for name in ("topk", "batchtopk", "matryoshka"):
         quiet = Batch(batch(40).x, batch(40).x, torch.zeros(D_SAE, dtype=torch.bool))
         (_, a), (_, b) = step(sae(name, k=K, aux_weight=0.0), batch(40)), step(sae(name, k=K), quiet)
         same(a, b)
@@ -163,8 +211,9 @@ def test_topk_starts_from_the_geometric_median():
     assert model.b_dec.norm() < 1 and slope.norm() < 0.1
 
 
-def test_batchtopks_threshold_is_where_k_per_token_lie_above_it():
-    model = sae("batchtopk", k=K)
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka"])
+def test_the_threshold_is_where_k_per_token_lie_above_it(name):
+    model = sae(name, k=K)
     parts = [batch(100, seed).x for seed in range(4)]
     model.calibrate(parts)
     pre = torch.cat(parts) @ model.W_enc.T - model.b_dec @ model.W_enc.T

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
+from ..shapes import Scalar, Values
 from ..sparse import PreActs, batch_topk
 
 
@@ -24,3 +25,11 @@ def batch_threshold(pres: Iterable[PreActs], k: float | int) -> float:
     if n >= len(value):
         return 0.0
     return ((value[n - 1] + value[n]) / 2).item()
+
+
+@torch.no_grad()
+def follow(threshold: Scalar, chosen: Values, momentum: float) -> None:
+    """Moves a threshold that stands in until calibration towards the least of what a batch chose."""
+    if len(chosen):
+        least = chosen.min()
+        threshold.copy_(least if threshold == 0 else threshold.lerp(least, 1 - momentum))
