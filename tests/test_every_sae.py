@@ -348,6 +348,20 @@ def batchtopk_twin(p, batch):
     return x_hat, {"mse": square(missed), "auxk": p.cfg.aux_weight * aux}
 
 
+def choice_twin(p, batch):
+    """Mutual Choice, and Feature Choice in its first phase."""
+    pre = (batch.x - p.b_dec) @ p.W_enc.T + p.b_enc
+    cut = pre.ravel().topk(p.cfg.k * len(batch.x)).values[-1]
+    x_hat = (pre * (pre >= cut)).relu() @ p.W_dec + p.b_dec
+    missed = batch.target - x_hat
+    law = 1 / (torch.arange(1, p.cfg.d_sae + 1) + 2.7)  # all densities alike: a latent's rank is its number
+    short = (1 - p.density / (law * p.cfg.k / law.sum())).relu()
+    under = (short > 0).nonzero()[:, 0]
+    z = dense_topk((pre * short)[:, under], min(p.cfg.k_aux, len(under)))
+    aux = square(z @ p.W_dec[under] - missed.detach()) / square((missed - missed.mean(0)).detach())
+    return x_hat, {"mse": square(missed), "aux_zipf": p.cfg.aux_weight * aux}
+
+
 def relu_twin(p, batch):
     z = (batch.x @ p.W_enc.T + p.b_enc).relu()
     x_hat = z @ p.W_dec + p.b_dec
@@ -363,6 +377,8 @@ def baseline_twin(p, batch):
 TWINS = {
     "topk": topk_twin,
     "batchtopk": batchtopk_twin,
+    "mutual_choice": choice_twin,
+    "feature_choice": choice_twin,
     "relu": relu_twin,
     "random": baseline_twin,
     "pca": baseline_twin,
