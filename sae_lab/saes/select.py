@@ -62,7 +62,8 @@ def zipf_density(density: PerLatent, k: float | int, exponent: float, shift: flo
     gives beyond goes to the others. Exponent 0: all alike.
     """
     rank = torch.empty_like(density, dtype=torch.double)
-    rank[density.argsort(descending=True, stable=True)] = torch.arange(1, len(rank) + 1).to(rank)
+    ranks = torch.arange(1, len(rank) + 1, dtype=rank.dtype, device=rank.device)
+    rank[density.argsort(descending=True, stable=True)] = ranks
     return share_out((rank + shift) ** -exponent, torch.ones_like(rank), k).to(density.dtype)
 
 
