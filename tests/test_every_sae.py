@@ -354,7 +354,7 @@ def choice_twin(p, batch):
     cut = pre.ravel().topk(p.cfg.k * len(batch.x)).values[-1]
     x_hat = (pre * (pre >= cut)).relu() @ p.W_dec + p.b_dec
     missed = batch.target - x_hat
-    law = 1 / (torch.arange(1, p.cfg.d_sae + 1) + 2.7)  # all densities alike: a latent's rank is its number
+    law = 1 / (torch.arange(1, p.cfg.d_sae + 1).double() + 2.7)  # all densities alike: a latent's rank is its number
     short = (1 - p.density / (law * p.cfg.k / law.sum())).relu()
     under = (short > 0).nonzero()[:, 0]
     z = dense_topk((pre * short)[:, under], min(p.cfg.k_aux, len(under)))

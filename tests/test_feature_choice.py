@@ -73,6 +73,20 @@ def test_a_denser_latent_never_gets_less():
     assert (quota.diff() <= 0).all() and quota[0] > 5 * quota[-1] >= 5
 
 
+def test_every_latent_gets_a_token_however_steep_the_law():
+    quota = sae(zipf=3.0).quotas(TOK)
+    assert quota.min() == 1 and quota.sum() == K * TOK
+
+
+@pytest.mark.parametrize("progress", [0.0, LATE])
+def test_both_phases_measure_the_densities_that_rank_the_latents(progress):
+    model, seen = sae(), []
+    for seed in range(2):
+        seen.append(columns(model.objective(batch(seed, progress)).z) / TOK)
+        model.after_step()
+    torch.testing.assert_close(model.density, torch.stack(seen).double().mean(0), rtol=1e-6, atol=1e-8)
+
+
 def test_quotas_that_mutual_choice_would_use_reproduce_its_matches(monkeypatch):
     model, b = sae(), batch()
     mutual = model.objective(b).z
