@@ -364,6 +364,18 @@ def matryoshka_twin(p, batch):
     aux = dense_aux(p, pre, missed, batch.dead, p.cfg.k_aux)
     error = sum(square(batch.target - x_hat) for x_hat in levels) / 6
     return levels[-1], {"mse": error, "auxk": p.cfg.aux_weight * aux}
+def choice_twin(p, batch):
+    """Mutual Choice, and Feature Choice in its first phase."""
+    pre = (batch.x - p.b_dec) @ p.W_enc.T + p.b_enc
+    cut = pre.ravel().topk(p.cfg.k * len(batch.x)).values[-1]
+    x_hat = (pre * (pre >= cut)).relu() @ p.W_dec + p.b_dec
+    missed = batch.target - x_hat
+    law = 1 / (torch.arange(1, p.cfg.d_sae + 1).double() + 2.7)  # all densities alike: a latent's rank is its number
+    short = (1 - p.density / (law * p.cfg.k / law.sum())).relu()
+    under = (short > 0).nonzero()[:, 0]
+    z = dense_topk((pre * short)[:, under], min(p.cfg.k_aux, len(under)))
+    aux = square(z @ p.W_dec[under] - missed.detach()) / square((missed - missed.mean(0)).detach())
+    return x_hat, {"mse": square(missed), "aux_zipf": p.cfg.aux_weight * aux}
 
 
 def relu_twin(p, batch):
@@ -447,6 +459,8 @@ TWINS = {
     "matryoshka": matryoshka_twin,
     "llama_scope": llama_scope_twin,
     "p_anneal": p_anneal_twin,
+    "mutual_choice": choice_twin,
+    "feature_choice": choice_twin,
     "relu": relu_twin,
     "gated": gated_twin,
     "jumprelu": jumprelu_twin,

@@ -1,6 +1,7 @@
 """Where one method becomes another: the cheapest proof that both are what their papers say."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -114,6 +115,42 @@ def test_permuting_a_batch_permutes_batchtopk():
     out = sae("batchtopk", k=K).objective(b).z.dense()
     turned = sae("batchtopk", k=K).objective(Batch(b.x[order], b.x[order], DEAD)).z.dense()
     torch.testing.assert_close(turned, out[order])
+
+
+def test_mutual_choice_is_batchtopk():
+    b = batch(40)
+    (a, mine), (c, theirs) = (
+        step(sae("mutual_choice", k=K, aux_weight=0.0), b),
+        step(sae("batchtopk", k=K, aux_weight=0.0), b),
+    )
+    assert torch.equal(a.z.support.latent, c.z.support.latent)
+    torch.testing.assert_close(a.x_hat, c.x_hat)
+    same(mine, theirs)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.9])
+def test_mutual_and_feature_choice_of_one_phase_are_one_method(progress):
+    b = replace(batch(40), progress=progress)
+    (a, mine), (c, theirs) = step(sae("mutual_choice", k=K), b), step(sae("feature_choice", k=K), b)
+    assert torch.equal(a.z.support.latent, c.z.support.latent) == (progress == 0.0)
+    if progress == 0.0:
+        assert a.terms == c.terms
+        same(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["mutual_choice", "feature_choice"])
+def test_aux_zipf_of_latents_that_are_dead_or_healthy_is_auxk(name):
+    """The law is uniform, the dead never fire, the others do more than enough: TopK's scale, BatchTopK's choice."""
+    b = batch(40)
+    mine, theirs = sae(name, k=K, k_aux=4, zipf=0.0), sae("batchtopk", k=K, k_aux=4)
+    mine.density.copy_(torch.where(DEAD, 0.0, 2 * K / D_SAE))
+    a, c = mine.objective(b), theirs.objective(b)
+    missed = b.x - c.x_hat.detach()
+    variance = (missed - missed.mean(0)).square().sum(1).mean()
+    torch.testing.assert_close(a.terms["aux_zipf"], c.terms["auxk"] / variance)
+    a.terms["aux_zipf"].backward()
+    (c.terms["auxk"] / variance).backward()
+    same({n: p.grad for n, p in mine.named_parameters()}, {n: p.grad for n, p in theirs.named_parameters()})
 
 
 def test_topk_of_all_latents_is_relu_without_a_penalty():

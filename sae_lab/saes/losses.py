@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..shapes import Direction, LatentMask, Rows, Scalar, Weights
+from ..shapes import Direction, LatentMask, PerLatent, Rows, Scalar, Weights
 from ..sparse import Latents, PreActs, decode, topk
 
 
@@ -29,6 +29,18 @@ def dead_error(pre: PreActs, W_dec: Weights, residual: Rows, dead: LatentMask, k
         return residual.new_zeros(())
     z = pre.keep(pre.choose(topk, k, among=dead)).relu()
     return mse(decode(z, W_dec).reshape(residual.shape), residual)
+
+
+def shortfall_error(pre: PreActs, W_dec: Weights, residual: Rows, short: PerLatent, k: int) -> Scalar:
+    """`dead_error` where dead is a matter of degree, 0 (healthy) to 1: an activation counts, and is chosen, as `short`
+    times itself.
+    """
+    residual = residual.detach()
+    k = min(k, int((short > 0).sum()))
+    if k == 0:
+        return residual.new_zeros(())
+    z = pre.keep(pre.choose(topk, k, score=lambda dense, _: dense * short)).relu()
+    return mse(decode(z.to(z.value * z.at(short)), W_dec).reshape(residual.shape), residual)
 
 
 @torch.no_grad()

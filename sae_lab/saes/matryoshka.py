@@ -56,7 +56,7 @@ class Matryoshka(SAE, name="matryoshka"):
     def objective(self, batch: Batch) -> Objective:
         pre = self.pre(batch.x, self.b_dec)
         z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
-        follow(self.threshold, z.value, self.cfg.momentum)
+        follow(self.threshold, z, self.cfg.momentum)
         levels = self.levels(z)
         errors = [mse(x_hat, batch.target) for x_hat in (levels if self.cfg.bias_level else levels[1:])]
         missed = (batch.target - levels[-1]).detach()

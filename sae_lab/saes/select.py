@@ -1,11 +1,11 @@
-"""Inference thresholds that variants share."""
+"""Inference thresholds and quotas that variants share."""
 
 from collections.abc import Iterable
 
 import torch
 
-from ..shapes import Scalar, Values
-from ..sparse import PreActs, batch_topk
+from ..shapes import LatentInts, PerLatent
+from ..sparse import Latents, PreActs, batch_topk, column_topk
 
 
 @torch.no_grad()
@@ -28,8 +28,84 @@ def batch_threshold(pres: Iterable[PreActs], k: float | int) -> float:
 
 
 @torch.no_grad()
-def follow(threshold: Scalar, chosen: Values, momentum: float) -> None:
-    """Moves a threshold that stands in until calibration towards the least of what a batch chose."""
-    if len(chosen):
-        least = chosen.min()
-        threshold.copy_(least if threshold == 0 else threshold.lerp(least, 1 - momentum))
+def latent_thresholds(pres: Iterable[PreActs], density: PerLatent, k: float | int) -> PerLatent:
+    """The number above which each latent fires as often as `density` says, over all batches given; k per token in all.
+
+    A latent that is positive less often than it should fire leaves the rest to the others, in proportion. Only a
+    batch's four times as many largest of a latent are looked at.
+    """
+    latents, values, tok = [], [], 0
+    for pre in pres:
+        support = pre.choose(column_topk, (4 * pre.tok * density).ceil().long())
+        latents.append(support.latent.long())
+        values.append(pre.values(support))
+        tok += pre.tok
+    if not tok:
+        raise ValueError("calibrate() got no activations: give it fresh training rows.")
+    latent, value = torch.cat(latents), torch.cat(values)
+    order = value.argsort(descending=True)
+    order = order[latent[order].argsort(stable=True)]  # by latent, then from large to small
+    value, count = torch.cat([value[order], value.new_zeros(1)]), latent.bincount(minlength=len(density))
+    quota = apportion(share_out(tok * density, count, k * tok), min(round(k * tok), len(order)))
+
+    def at(place: LatentInts) -> PerLatent:
+        return torch.where(place < count, value[(count.cumsum(0) - count + place).clamp(max=len(order))], 0)
+
+    return (at((quota - 1).clamp(min=0)) + at(quota)) / 2
+
+
+@torch.no_grad()
+def zipf_density(density: PerLatent, k: float | int, exponent: float, shift: float) -> PerLatent:
+    """How often the latent of each rank in `density` should fire: as 1 / (rank + shift)^exponent, k per token in all.
+
+    Rank 1 is the densest, ties go to the lower latent. None should fire more often than on every token: what the law
+    gives beyond goes to the others. Exponent 0: all alike.
+    """
+    rank = torch.empty_like(density, dtype=torch.double)
+    ranks = torch.arange(1, len(rank) + 1, dtype=rank.dtype, device=rank.device)
+    rank[density.argsort(descending=True, stable=True)] = ranks
+    return share_out((rank + shift) ** -exponent, torch.ones_like(rank), k).to(density.dtype)
+
+
+@torch.no_grad()
+def share_out(weight: PerLatent, most: PerLatent | LatentInts, total: float | int) -> PerLatent:
+    """`total` shared in proportion to `weight`, except that nobody gets more than `most`; in float64."""
+    weight, most = weight.double(), most.double()
+    full, order = (most / weight).sort()  # the price per weight at which each has its fill
+    taken = most[order].cumsum(0) - most[order]
+    left = weight[order].flip(0).cumsum(0).flip(0)
+    price = (total - taken) / left  # if those before, and nobody after, have their fill
+    fair = price <= full
+    price = torch.where(fair.any(), price.masked_fill(~fair, -torch.inf).max(), torch.inf)
+    return torch.minimum(price * weight, most)
+
+
+@torch.no_grad()
+def apportion(share: PerLatent, total: int, least: int = 0) -> LatentInts:
+    """Whole numbers of at least `least` that sum to `total`, in proportion to what `share` has above that: by largest
+    remainders, ties to the lower latent.
+    """
+    rest = total - least * len(share)
+    share = (share.double() - least).clamp(min=0)
+    share = share * (rest / share.sum().clamp(min=1e-300))
+    whole = (share + 1e-9).floor()  # what is whole but for rounding stays so
+    order = (share - whole).argsort(descending=True, stable=True)
+    whole[order] += torch.arange(len(order), device=order.device) < rest - whole.sum()
+    return whole.long() + least
+
+
+@torch.no_grad()
+def draw_lots(share: PerLatent) -> LatentInts:
+    """Whole numbers next to `share`, above or below by chance so that their mean is `share`; they sum as it does."""
+    ends = (share.double().cumsum(0) + torch.rand((), dtype=torch.double, device=share.device)).floor()
+    return ends.diff(prepend=ends.new_zeros(1)).long()
+
+
+@torch.no_grad()
+def follow(threshold: torch.Tensor, z: Latents, momentum: float) -> None:
+    """Moves a threshold, one number or one per latent, in place towards the least value that was kept."""
+    group = z.support.latent.long() if threshold.dim() else torch.zeros_like(z.support.latent, dtype=torch.long)
+    least = threshold.new_full((threshold.numel(),), torch.inf).scatter_reduce(0, group, z.value.detach(), "amin")
+    least = least.view_as(threshold)
+    moved = torch.where(threshold == 0, least, threshold.lerp(least, 1 - momentum))
+    threshold.copy_(torch.where(least < torch.inf, moved, threshold))
