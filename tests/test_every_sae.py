@@ -359,13 +359,20 @@ def relu_twin(p, batch):
 
 def gradient_twin(p, batch):
     pre = (batch.x - p.b_dec) @ p.W_enc.T + p.b_enc
-    size = batch.grad.norm(dim=1).mean() * math.sqrt(2 / (math.pi * D_IN))
+    size = batch.grad.norm(dim=1).mean() * math.sqrt(2 / (math.pi * batch.x.shape[1]))
     score = pre * (1 + p.cfg.beta * (batch.grad @ p.W_dec.T).abs() / size)
     kept = torch.zeros_like(pre).scatter(1, score.topk(p.cfg.k).indices, 1.0)
     x_hat = (pre * kept).relu() @ p.W_dec + p.b_dec
     missed = batch.target - x_hat
     aux = dense_aux(p, pre, missed, batch.dead, p.cfg.k_aux) / square((missed - missed.mean(0)).detach())
     return x_hat, {"mse": square(missed), "auxk": p.cfg.aux_weight * aux}
+
+
+def temporal_mask_twin(p, batch):
+    z = (batch.x @ p.W_enc.T + p.b_enc).relu() * ~(p.masked & (batch.progress >= p.cfg.mask_warmup))
+    x_hat = z @ p.W_dec + p.b_dec
+    weight = p.cfg.l1_weight * min(1.0, batch.progress / 0.05)
+    return x_hat, {"mse": square(batch.target - x_hat), "l1": weight * (z * p.W_dec.norm(dim=1)).sum(-1).mean()}
 
 
 def baseline_twin(p, batch):
@@ -378,6 +385,7 @@ TWINS = {
     "batchtopk": batchtopk_twin,
     "relu": relu_twin,
     "gradient": gradient_twin,
+    "temporal_mask": temporal_mask_twin,
     "random": baseline_twin,
     "pca": baseline_twin,
 }

@@ -13,8 +13,8 @@ from .losses import dead_error, geometric_median, mse, power
 
 
 class Gradient(SAE, name="gradient"):
-    """The score that k latents are chosen by is z + beta * z * |<d, g>|, with g the gradient of the model's CE at x: to
-    first order the loss changes by z * <d, g> if the latent is ablated. What is decoded stays z, and the loss is TopK's.
+    """The k latents of highest z + beta * z * |<d, g>| are kept, with g the gradient of the model's CE at x: to first
+    order the CE changes by z * <d, g> if the latent is ablated. What is decoded stays z, and the loss is TopK's.
 
     Interpretation, since we know the paper from summaries and its term beta * z * |W_dec g| alone: that the term is
     added to z; beta and that it is constant; that g is divided by the batch's mean |<d, g>| of a random d, so that beta
@@ -31,7 +31,9 @@ class Gradient(SAE, name="gradient"):
     class Config(SAE.Config):
         k: int = knob(32, 1, 512, "latents kept per token")
         beta: float = knob(1.0, 0.0, 1e6, "weight of the gradient in the choice; 0: TopK")
-        normalize: bool = knob(True, help="whether the gradient is measured against the batch's mean; else beta has units")
+        normalize: bool = knob(
+            True, help="whether the gradient is measured against the batch's mean; else beta has units"
+        )
         k_aux: int | None = knob(None, 1, 8192, "dead latents that explain the residual; by default d_in / 2")
         aux_weight: float = knob(1 / 32, 0.0, 10.0, "weight of the AuxK term")
         momentum: float = knob(0.99, 0.0, 0.9999, "memory of the gradient's size, for encode_with_grad")

@@ -14,10 +14,10 @@ from .losses import l1, mse, ramp
 
 class TemporalMask(SAE, name="temporal_mask"):
     """Moving averages of each latent's magnitude, frequency and contribution give its importance; below the threshold
-    theta = mean + c * std over latents it is masked with probability 1 - exp(-r (theta - importance) / theta).
+    theta = mean + c * std over latents, it is masked with probability 1 - exp(-r (theta - importance) / theta).
 
     Interpretation, since we know the paper from summaries: importance is the weighted sum of the three averages, each
-    divided by its mean over latents; the decay, c, r, the largest probability and the warm-up; one draw per latent and
+    divided by its mean over latents; the memory, c, r, the largest probability and the warm-up; one draw per latent and
     step, for the whole batch; a latent that sits out is not observed, so its averages stay; inference without a mask;
     and all that is left where nobody is masked, which is ReLU with L1 (Conerly et al.) here.
     """
@@ -29,15 +29,17 @@ class TemporalMask(SAE, name="temporal_mask"):
     class Config(SAE.Config):
         l1_weight: float = knob(5.0, 0.0, 1e4, "price of one unit of latent activation times decoder norm")
         init_norm: float = knob(0.1, 1e-3, 10.0, "norm of the decoder rows at the start; the encoder's are the same")
-        decay: float = knob(0.99, 0.0, 0.99999, "memory of the moving averages, per step")
+        momentum: float = knob(0.99, 0.0, 0.99999, "memory of the moving averages, per step")
         by_magnitude: float = knob(1 / 3, 0.0, 1.0, "share of importance that magnitude, when active, has")
         by_frequency: float = knob(1 / 3, 0.0, 1.0, "share of importance that the frequency of firing has")
         by_contribution: float = knob(1 / 3, 0.0, 1.0, "share of importance that the rise of the MSE without it has")
         c: float = knob(0.0, -10.0, 10.0, "standard deviations by which the threshold lies over the mean importance")
         r: float = knob(1.0, 0.0, 100.0, "how steeply the chance of a mask grows below the threshold; 0: never masked")
-        largest: float = knob(0.95, 0.0, 1.0, "largest chance of a mask")
+        mask_limit: float = knob(0.95, 0.0, 1.0, "largest chance of a mask")
         mask_warmup: float = knob(0.05, 0.0, 1.0, "share of the run at its start in which nobody is masked")
-        inference: str = knob("all", choices=("all", "important"), help="latents at inference: all, or those over theta")
+        inference: str = knob(
+            "all", choices=("all", "important"), help="latents at inference: all, or those over theta"
+        )
 
     @torch.no_grad()
     def build(self) -> None:
@@ -45,7 +47,9 @@ class TemporalMask(SAE, name="temporal_mask"):
         self.W_enc *= self.cfg.init_norm
         d_sae = self.cfg.d_sae
         self.register_buffer("averages", torch.zeros(3, d_sae))  # per token: activation, firings, rise of the MSE
-        self.register_buffer("seen", torch.zeros(d_sae))  # the weight of all observations: 1 - decay^n after n of them
+        self.register_buffer(
+            "seen", torch.zeros(d_sae)
+        )  # the weight of all observations: 1 - momentum^n after n of them
         self.register_buffer("masked", torch.zeros(d_sae, dtype=torch.bool))  # who sits the next step out
         self.register_buffer("steps", torch.tensor(0))
 
@@ -87,7 +91,7 @@ class TemporalMask(SAE, name="temporal_mask"):
         importance = self.importance()
         theta = self._theta(importance)
         below = (theta - importance).relu() / theta.clamp(min=1e-12)
-        return (1 - torch.exp(-self.cfg.r * below)).clamp(max=self.cfg.largest)
+        return (1 - torch.exp(-self.cfg.r * below)).clamp(max=self.cfg.mask_limit)
 
     @property
     def _weight(self) -> PerLatent:
@@ -106,6 +110,6 @@ class TemporalMask(SAE, name="temporal_mask"):
         f, s = z.value.detach(), z.support
         rise = 2 * f * dots(s, missed, self.W_dec) + f**2 * z.at(self.W_dec.square().sum(1))
         now = torch.stack([latent_totals(s, v) for v in (f, (f > 0).to(f), rise)]) / max(1, s.tok)
-        rate = (1 - self.cfg.decay) * ~masked
-        self.averages.lerp_(now, rate.expand_as(now))
+        rate = (1 - self.cfg.momentum) * (~masked).to(now)
+        self.averages.lerp_(now, rate)
         self.seen.lerp_(torch.ones_like(self.seen), rate)
