@@ -56,12 +56,9 @@ def test_the_score_is_the_papers_where_nothing_is_normalised():
     """z + beta * z * |<d, g>|, one latent and one token after the other; what is kept is z."""
     model, b = sae(normalize=False, beta=3.0), batch(size=1.0)
     z = ((b.x - model.b_dec) @ model.W_enc.T + model.b_enc).relu().detach()
-    found = model.objective(b).z.dense().detach()
+    found, W = model.objective(b).z.dense().detach(), model.W_dec.detach()
     for t in range(TOK):
-        score = [
-            float(z[t, i] + 3.0 * z[t, i] * abs(sum(model.W_dec[i, j] * b.grad[t, j] for j in range(D_IN))))
-            for i in range(D_SAE)
-        ]
+        score = [float(z[t, i] + 3.0 * z[t, i] * abs((W[i] * b.grad[t]).sum())) for i in range(D_SAE)]
         best = sorted(range(D_SAE), key=lambda i: -score[i])[:K]
         assert set(found[t].nonzero()[:, 0].tolist()) == {i for i in best if score[i] > 0}
         torch.testing.assert_close(found[t, best], z[t, best])
@@ -79,7 +76,7 @@ def test_beta_is_in_units_of_what_a_random_direction_sees():
     d = torch.randn(20_000, D_IN, generator=rng, dtype=torch.float64)
     g = batch().grad
     mean = (g @ (d / d.norm(dim=1, keepdim=True)).T).abs().mean()
-    torch.testing.assert_close(1 / sae()._measure(g), mean, rtol=0.01, atol=0)
+    torch.testing.assert_close(1 / sae()._measure(g), mean, rtol=0.04, atol=0)  # exact as d_in grows; 8 is 3% off
 
 
 def test_a_faint_latent_that_carries_the_gradient_wins_when_beta_is_large():
@@ -117,15 +114,15 @@ def test_a_large_beta_chooses_whom_the_loss_would_miss_most():
 def test_a_gradient_of_nothing_leaves_topk():
     b = batch()
     a = sae(beta=50.0).objective(replace(b, grad=torch.zeros_like(b.grad))).z
-    assert torch.equal(a.dense(), sae().encode(b.x).dense())
+    torch.testing.assert_close(a.dense(), sae().encode(b.x).dense())
 
 
 def test_inference_does_not_know_the_loss():
     model, b = sae(beta=50.0), batch()
     before = model.encode(b.x).dense()
-    model.objective(b)
+    trained_on = model.objective(b).z.dense()
     assert torch.equal(before, model.encode(b.x).dense())
-    assert not torch.equal(before, model.objective(b).z.dense())
+    assert not torch.equal(before != 0, trained_on != 0)
 
 
 def test_encoding_with_the_gradient_chooses_as_training_did_and_each_token_alone():
