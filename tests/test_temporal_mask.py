@@ -120,6 +120,17 @@ def test_who_sits_out_is_not_observed_and_loses_no_standing():
     assert (model.averages[:2, others] != before[:2, others]).all() and (model.seen[others] > seen[others]).all()
 
 
+def test_a_latent_seen_only_early_is_not_taken_for_a_rare_one():
+    """The averages start at nothing; each is read against the weight of its own observations."""
+    model = sae(momentum=0.9, by_magnitude=0.0, by_contribution=0.0)
+    model.objective(batch())
+    first = model.importance()
+    model.masked[4] = True
+    for _ in range(10):
+        model.objective(batch())
+    torch.testing.assert_close(model.importance(), first)
+
+
 def test_importance_has_no_unit():
     """Activations ten times as large make a tenfold magnitude and a hundredfold rise, and the same importance."""
     model = sae()
@@ -198,9 +209,8 @@ def test_a_saved_state_goes_on_with_the_same_masks_and_averages():
 def test_inference_does_not_draw_and_knows_no_mask():
     model, x = sae(), batch().x
     z = model.encode(x).dense()
-    model.masked.fill_(True)
-    model.after_step()
     torch.testing.assert_close(z, dense(model, x))
+    model.masked.fill_(True)
     assert torch.equal(z, model.encode(x).dense())
 
 

@@ -82,6 +82,6 @@ class Gradient(SAE, name="gradient"):
             return self.per_grad.fill_(1.0)
         size = grad.norm(dim=1).mean() * sqrt(2 / (pi * grad.shape[1]))
         per_grad = torch.where(size > 0, 1 / size, 0)
-        first = self.per_grad == 0
-        self.per_grad.copy_(per_grad if first else self.per_grad.lerp(per_grad, 1 - self.cfg.momentum))
+        followed = self.per_grad.lerp(per_grad.to(self.per_grad), 1 - self.cfg.momentum)
+        self.per_grad.copy_(torch.where(self.per_grad == 0, per_grad, followed))
         return per_grad
