@@ -101,11 +101,13 @@ def _stream(job: Job) -> tuple[Any, Any]:
         from .toys import Planted
 
         return None, Planted(site=job.site, seed=job.text_seed)
-    from .harvest import activations
+    from .harvest import GIVEN, activations
     from .models import load_model
+    from .saes import variant
 
-    lm = load_model(job.model, device=job.device, dtype=job.dtype)
-    return lm, activations(lm, job.site, text=job.text, column=job.column, seed=job.text_seed, context=job.context)
+    lm, needs = load_model(job.model, device=job.device, dtype=job.dtype), variant(job.variant).needs & GIVEN
+    reading = {"text": job.text, "column": job.column, "seed": job.text_seed, "context": job.context}
+    return lm, activations(lm, job.site, needs=needs, **reading)
 
 
 class Launched(Run):

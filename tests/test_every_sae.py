@@ -281,7 +281,7 @@ def _pre_grad(sae):
 
 def test_nothing_dead_means_no_auxk(trained):
     batch = batch_for(trained)
-    quiet = Batch(batch.x, batch.target, torch.zeros_like(batch.dead), 0.5)
+    quiet = replace(batch, dead=torch.zeros_like(batch.dead))
     out = trained.objective(quiet)
     assert out.terms.get("auxk", torch.zeros(())) == 0 and torch.isfinite(sum(out.terms.values()))
 
@@ -296,7 +296,7 @@ def test_learns_a_planted_dictionary(trained):
     silent = torch.zeros(32, dtype=torch.long)
     for step in range(600):
         x = source.next(512)["L0R"].x * scale
-        out = sae.objective(Batch(x, x, silent > 20_000, step / 600))
+        out = sae.objective(replace(batch_for(sae, x, step / 600), dead=silent > 20_000))
         sum(out.terms.values()).backward()
         adam.step()
         adam.zero_grad()
@@ -315,7 +315,8 @@ def test_calibration_gives_the_wanted_l0_on_rows_never_seen(trained):
     adam = Adam(sae.named_parameters(), lr=3e-3, unit=["W_dec"])
     for _ in range(100):
         x = source.next(512)["L0R"].x
-        sum(sae.objective(Batch(x, x, torch.zeros(64, dtype=torch.bool))).terms.values()).backward()
+        batch = replace(batch_for(sae, x), dead=torch.zeros(64, dtype=torch.bool))
+        sum(sae.objective(batch).terms.values()).backward()
         adam.step()
         adam.zero_grad()
     sae.calibrate(source.next(4096)["L0R"].x for _ in range(4))
@@ -364,6 +365,8 @@ def matryoshka_twin(p, batch):
     aux = dense_aux(p, pre, missed, batch.dead, p.cfg.k_aux)
     error = sum(square(batch.target - x_hat) for x_hat in levels) / 6
     return levels[-1], {"mse": error, "auxk": p.cfg.aux_weight * aux}
+
+
 def choice_twin(p, batch):
     """Mutual Choice, and Feature Choice in its first phase."""
     pre = (batch.x - p.b_dec) @ p.W_enc.T + p.b_enc
@@ -427,6 +430,8 @@ def gated_twin(p, batch):
     price = p.cfg.l1_weight * min(1.0, batch.progress / 0.05)
     aux = p.cfg.aux_weight * square(batch.target - frozen)
     return x_hat, {"mse": square(batch.target - x_hat), "l1": price * gate.relu().sum(-1).mean(), "aux": aux}
+
+
 def llama_scope_twin(p, batch):
     pre, norms = batch.x @ p.W_enc.T + p.b_enc, p.W_dec.detach().norm(dim=1)
     kept = torch.zeros_like(pre).scatter(
@@ -448,6 +453,24 @@ def p_anneal_twin(p, batch):
     return x_hat, {"mse": square(batch.target - x_hat), "lpp": penalty}
 
 
+def gradient_twin(p, batch):
+    pre = (batch.x - p.b_dec) @ p.W_enc.T + p.b_enc
+    size = batch.grad.norm(dim=1).mean() * math.sqrt(2 / (math.pi * batch.x.shape[1]))
+    score = pre * (1 + p.cfg.beta * (batch.grad @ p.W_dec.T).abs() / size)
+    kept = torch.zeros_like(pre).scatter(1, score.topk(p.cfg.k).indices, 1.0)
+    x_hat = (pre * kept).relu() @ p.W_dec + p.b_dec
+    missed = batch.target - x_hat
+    aux = dense_aux(p, pre, missed, batch.dead, p.cfg.k_aux) / square((missed - missed.mean(0)).detach())
+    return x_hat, {"mse": square(missed), "auxk": p.cfg.aux_weight * aux}
+
+
+def temporal_mask_twin(p, batch):
+    z = (batch.x @ p.W_enc.T + p.b_enc).relu() * ~(p.masked & (batch.progress >= p.cfg.mask_warmup))
+    x_hat = z @ p.W_dec + p.b_dec
+    weight = p.cfg.l1_weight * min(1.0, batch.progress / 0.05)
+    return x_hat, {"mse": square(batch.target - x_hat), "l1": weight * (z * p.W_dec.norm(dim=1)).sum(-1).mean()}
+
+
 def baseline_twin(p, batch):
     x_hat = dense_topk((batch.x - p.b_dec) @ p.W_enc.T, p.cfg.k) @ p.W_dec + p.b_dec
     return x_hat, {"mse": square(batch.target - x_hat)}
@@ -464,6 +487,8 @@ TWINS = {
     "relu": relu_twin,
     "gated": gated_twin,
     "jumprelu": jumprelu_twin,
+    "gradient": gradient_twin,
+    "temporal_mask": temporal_mask_twin,
     "random": baseline_twin,
     "pca": baseline_twin,
 }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sae_lab.saes import Batch, build
+from sae_lab.sparse import Adam
 
 D_IN, D_SAE, K = 8, 48, 5
 DEAD = torch.arange(D_SAE) < 9
@@ -90,6 +91,33 @@ def test_p_anneal_whose_p_stays_one_is_relu_but_for_free_norms():
     torch.testing.assert_close(
         *(grad - (grad * rows).sum(1, keepdim=True) * rows for grad in (grads_a["W_dec"], along))
     )
+
+
+def test_gradient_without_its_weight_is_topk():
+    for seed in range(5):
+        b = batch(40, seed)
+        given = replace(b, grad=100 * torch.randn(b.x.shape, dtype=torch.float64))
+        gradient, topk = sae("gradient", k=K, beta=0.0), sae("topk", k=K)
+        (a, grads_a), (c, grads_c) = step(gradient, given), step(topk, b)
+        assert torch.equal(a.z.support.latent, c.z.support.latent)
+        torch.testing.assert_close(a.terms, c.terms)
+        same(grads_a, grads_c)
+        assert gradient.recipe.lr_for(D_SAE) == topk.recipe.lr_for(D_SAE)
+
+
+def test_temporal_mask_that_never_masks_is_relu():
+    """The same weights after some steps, with the same recipe."""
+    mask, relu = sae("temporal_mask", r=0.0), sae("relu")
+    assert mask.recipe == relu.recipe
+    for model in (mask, relu):
+        adam = Adam(model.named_parameters(), lr=1e-2)
+        for i in range(8):
+            step(model, replace(batch(40, i), progress=i / 7))
+            adam.step()
+            adam.zero_grad()
+            model.after_step()
+    same(dict(mask.named_parameters()), dict(relu.named_parameters()))
+    assert torch.equal(mask.encode(batch(30).x).dense(), relu.encode(batch(30).x).dense())
 
 
 def test_batchtopk_of_equal_tokens_with_equal_shares_is_topk():

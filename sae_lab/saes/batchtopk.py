@@ -10,7 +10,7 @@ from ..shapes import Acts, Part
 from ..sparse import Latents, batch_topk
 from .base import SAE, Batch, Objective, Recipe
 from .losses import dead_error, mse
-from .select import batch_threshold
+from .select import batch_threshold, follow
 
 
 class BatchTopK(SAE, name="batchtopk"):
@@ -41,7 +41,7 @@ class BatchTopK(SAE, name="batchtopk"):
     def objective(self, batch: Batch) -> Objective:
         pre = self.pre(batch.x, self.b_dec)
         z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
-        self._follow(z)
+        follow(self.threshold, z, self.cfg.momentum)
         x_hat = self.decode(z)
         missed = (batch.target - x_hat).detach()
         aux = self.cfg.aux_weight * dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux)
@@ -50,9 +50,3 @@ class BatchTopK(SAE, name="batchtopk"):
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:
         self.threshold.fill_(batch_threshold((self.pre(x, self.b_dec) for x in chunks), self.cfg.k))
-
-    @torch.no_grad()
-    def _follow(self, z: Latents) -> None:
-        if len(z.value):
-            least = z.value.min()
-            self.threshold.copy_(least if self.threshold == 0 else self.threshold.lerp(least, 1 - self.cfg.momentum))
