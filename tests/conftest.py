@@ -1,6 +1,7 @@
 """Shapes are checked while tests run; tiny tensors want one thread; the shared models and texts are found once."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import install_import_hook
 from skipped import pytest_configure  # noqa: F401  (a hook)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it would be ignored
 torch.set_num_threads(1)  # tiny tensors: threads only fight
 ROOMS = (p.stem for p in (Path(__file__).parents[1] / "sae_lab").glob("[a-z]*") if p.stem != "tiny")
 install_import_hook(

@@ -30,11 +30,6 @@ def refused(capsys, *argv: str, code: int = 2) -> str:
     return lines[0]
 
 
-def interruptible() -> None:
-    """Tests that run in the background of a shell inherit that Ctrl-C is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture
 def start():
     """Starts `sae-lab ...` as a process; none outlives its test."""
@@ -43,7 +38,6 @@ def start():
     def start(*argv: str, cwd: Path, **options) -> subprocess.Popen:
         command = [sys.executable, "-c", "import sys; from sae_lab.cli import main; sys.exit(main())", *argv]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        options.setdefault("preexec_fn", interruptible)
         started.append(subprocess.Popen(command, cwd=cwd, **pipes, **options))
         return started[-1]
 

@@ -109,7 +109,7 @@ def test_mistakes_are_told_before_a_process_starts(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(RuntimeError, match="Cannot pause"):
         Launched(folder).pause()
-    with pytest.raises(ValueError, match="was not launched: call train"):
+    with pytest.raises(ValueError, match="was not launched: go on with it"):
         Launched(folder).resume()
 
 
