@@ -65,7 +65,7 @@ class Step:
 
 @torch.no_grad()
 def measure(member: Member, batch: Batch, out: Objective, index: int) -> Record:
-    """The numbers of a step; the one place where the host waits for the device."""
+    """The numbers of a step, read off the device."""
     error = (out.x_hat - batch.target).square().sum()
     spread = (batch.target - batch.target.mean(0)).square().sum()
     return Record(
