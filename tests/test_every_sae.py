@@ -503,7 +503,8 @@ def test_values_terms_and_every_gradient_equal_dense_autograd(sae, share, progre
     for way in (lambda p, b: (p.objective(b).x_hat, p.objective(b).terms), TWINS[sae.name]):
         twin = copy.deepcopy(sae).double()
         x = rows().double().requires_grad_()
-        x_hat, terms = way(twin, batch_for(twin, x, progress))
+        target = x + torch.linspace(-1, 1, x.numel(), dtype=torch.double).view_as(x)  # as a transcoder's is another
+        x_hat, terms = way(twin, replace(batch_for(twin, x, progress), target=target))
         sum(terms.values()).backward()
         grads = [x.grad, *(p.grad for p in twin.parameters() if twin.trainable)]
         results.append((x_hat, *(terms[key] for key in sorted(terms)), *grads))
