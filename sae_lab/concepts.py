@@ -24,6 +24,7 @@ from .recovery import HIGHEST, Firings, Recovery, choose, score
 from .saes import SAE, build
 from .sites import Site
 from .tiny import world
+from .tiny.world.tree import lineage
 from .tokens import Blocks
 
 POSITIVES = 50  # a concept with fewer held-out positives is shown but not averaged
@@ -168,8 +169,7 @@ def _joined(parts: list[tuple[int, Firings]], tokens: int) -> Firings:
 def lineages(names: tuple[str, ...]) -> sparse.csr_array:
     """[concepts, concepts]: which concepts each one implies, itself and those above it in the tree."""
     ids = {name: i for i, name in enumerate(names)}
-    steps = [name.split(".") for name in names]
-    above = [[ids[".".join(step[:n])] for n in range(1, len(step) + 1) if ".".join(step[:n]) in ids] for step in steps]
+    above = [[ids[name] for name in lineage(leaf) if name in ids] for leaf in names]
     row = np.repeat(np.arange(len(names)), [len(a) for a in above])
     return sparse.csr_array((np.ones(len(row), bool), (row, np.concatenate(above))), shape=(len(names),) * 2)
 

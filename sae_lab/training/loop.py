@@ -174,8 +174,11 @@ class _Training:
             self.diary.save(self.index, self.members, self.source, state, self.rng, must)
 
     def _leave(self) -> None:
-        """A last checkpoint. Raises:
-        DiskFull: if there is no room for it; the run says so."""
+        """Writes a last checkpoint.
+
+        Raises:
+            DiskFull: if there is no room for it; the run says so.
+        """
         try:
             self._save(must=True)
         except DiskFull as full:
