@@ -17,7 +17,8 @@ A language is a module grammar_<language>.py with a class `Grammar` that has, as
 from typing import ClassVar
 
 VOWELS = "aeiou"
-ORDER = ("quality", "temper", "size", "age", "taste", "colour", "fur", "material")
+ORDER = ("opinion", "size", "temper", "quality", "age", "taste", "colour", "fur", "material")
+OPINIONS = {"beautiful", "fine", "pretty", "handsome", "strange", "odd", "elegant", "delicious"}
 
 
 class Grammar:
@@ -64,7 +65,7 @@ class Grammar:
         return "from "
 
     def stack(self, one, other):
-        """Two adjectives in the order of English: opinion, temper, size, age, colour, material."""
+        """Two adjectives in the order of English: opinion, size, temper, age, colour, material."""
         return one if one is other else tuple(sorted((one, other), key=lambda word: rank(word.path)))
 
     def determiner(self, det, following, plural, mass, owner):
@@ -95,4 +96,5 @@ def vowel(word: str) -> bool:
 
 def rank(path: str) -> int:
     """An adjective's place in the order of adjectives."""
-    return ORDER.index(path.split(".")[1])
+    word = path.rpartition(".")[2]
+    return ORDER.index("opinion" if word in OPINIONS else "size" if word == "large" else path.split(".")[1])

@@ -113,8 +113,8 @@ class World:
             if keys is None:
                 raise TemplateError(f"{place}: a template stands before the first `== register stage` header.")
             varied = line if file.startswith("kinds.") else self.vary(line)  # a kind's words are exact
-            if line.startswith(("{H} ", "{F} ")) and keys[0][2] in self.openers:
-                varied = self.openers[keys[0][2]] + varied
+            if keys[0][2] in self.openers:
+                varied = opened(varied, self.openers[keys[0][2]])
             template = Compiler(self, varied, place).template()
             for key in keys:
                 self.sections.setdefault(key, []).append(template)
@@ -164,7 +164,7 @@ class World:
                         parent = word.path.rpartition(".")[0]
                         ranks[parent] = ranks.get(parent, 0) + 1
                         words.append(word)
-                        weights.append(1 / (ranks[parent] + 10))
+                        weights.append(1 / (ranks[parent] + 30))
             if not words:
                 raise KeyError(f"No class {path!r} in lexicon.{self.language}.txt.")
             self.tables[path] = Table(words, weights)
@@ -209,6 +209,17 @@ class World:
         return Page(self, draw, register, plot, roles)
 
 
+def opened(template: str, opener: str) -> str:
+    """The template with an opener's choice before it, if it begins with a person: {H}, {F} or (?I|{H} ...)."""
+    if template.startswith(("{H} ", "{F} ")):
+        return opener + template
+    narrated = re.match(r"\(\?(\w)([^()]*\|\{H\}[^()]*\))", template)
+    if not narrated:
+        return template
+    first, rest = narrated.groups()
+    return f"({opener.replace('(||', '(', 1)}(?{first.lower()}{rest}|(?{first}{rest}){template[narrated.end():]}"
+
+
 def read_synonyms(language: str):
     """{phrase: "(way|way)"} and a pattern of all phrases, longest first; None for none."""
     ways = {}
@@ -234,4 +245,4 @@ def inside(path: str, prefix: str) -> bool:
 
 def zipf_names(names) -> Table:
     """Names by rank; flatter than nouns, so that names carry their share of the surprise."""
-    return Table(names, [1 / (rank + 12) for rank in range(1, len(names) + 1)])
+    return Table(names, [1 / (rank + 60) for rank in range(1, len(names) + 1)])
