@@ -269,6 +269,25 @@ def test_the_whole_of_the_scores_never_exists(rule, monkeypatch):
     assert max(sizes) < tok * d_sae / 8
 
 
+@pytest.mark.parametrize("kept", [2**27, 0], ids=["kept", "too large to keep"])
+@pytest.mark.parametrize("choose_in", [torch.float32, torch.bfloat16])
+def test_a_second_choice_among_latents_named_beforehand_takes_the_numbers_of_the_first(choose_in, kept, monkeypatch):
+    monkeypatch.setattr(preacts, "REMEMBERED", kept)
+    monkeypatch.setattr(preacts, "CHUNK_BYTES", 1)
+    x, W_enc, b_enc, *_ = params(torch.float32)
+    products, real = [], torch.addmm
+    monkeypatch.setattr(torch, "addmm", lambda *a, **b: products.append(a) or real(*a, **b))
+    with torch.no_grad():
+        pre = encode(x, W_enc, b_enc, choose_in=choose_in, again=DEAD)
+        first, whole = pre.choose(topk, 4), len(products)
+        second = pre.choose(topk, 2, among=DEAD)
+        assert len(products) == whole + (0 if kept else whole)
+        other = encode(x, W_enc, b_enc)
+        assert torch.equal(chosen(second), chosen(other.choose(topk, 2, among=DEAD)))
+        assert torch.equal(chosen(first), chosen(other.choose(topk, 4)))
+        torch.testing.assert_close(pre.values(second), other.values(second))
+
+
 def test_an_empty_batch_of_latents_works():
     x, W_enc, b_enc, _, W_dec, b_dec = params()
     pre = encode(x, W_enc, b_enc)

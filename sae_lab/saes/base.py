@@ -149,9 +149,10 @@ class SAE(nn.Module, ABC):
         asked = self.cfg.choose_in
         return choice_dtype(self.W_enc.device.type) if asked == "auto" else getattr(torch, asked)
 
-    def pre(self, x: Acts, centre: Tensor | None = None) -> PreActs:
-        """(x - centre) @ W_enc.T + b_enc, to choose from."""
-        return encode(x.to(self.W_enc.dtype), self.W_enc, self.b_enc, centre=centre, choose_in=self.choose_in)
+    def pre(self, x: Acts, centre: Tensor | None = None, again: LatentMask | None = None) -> PreActs:
+        """(x - centre) @ W_enc.T + b_enc, to choose from; `again`: latents a second choice is made among."""
+        x, b_enc = x.to(self.W_enc.dtype), self.b_enc
+        return encode(x, self.W_enc, b_enc, centre=centre, choose_in=self.choose_in, again=again)
 
     @abstractmethod
     def encode(self, x: Acts) -> Latents:

@@ -39,7 +39,7 @@ class BatchTopK(SAE, name="batchtopk"):
         return pre.keep(pre.over(self.threshold)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.b_dec)
+        pre = self.pre(batch.x, self.b_dec, again=batch.dead)
         z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
         follow(self.threshold, z, self.cfg.momentum)
         x_hat = self.decode(z)

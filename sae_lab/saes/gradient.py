@@ -55,7 +55,7 @@ class Gradient(SAE, name="gradient"):
         return pre.keep(self._choose(pre, grad.reshape(pre.centred.shape), self.per_grad)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.b_dec)
+        pre = self.pre(batch.x, self.b_dec, again=batch.dead)
         z = pre.keep(self._choose(pre, batch.grad, self._measure(batch.grad))).relu()
         x_hat = self.decode(z)
         missed = (batch.target - x_hat).detach()

@@ -36,7 +36,7 @@ class TopK(SAE, name="topk"):
         return pre.keep(pre.choose(topk, self.cfg.k)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.b_dec)
+        pre = self.pre(batch.x, self.b_dec, again=batch.dead)
         z = pre.keep(pre.choose(topk, self.cfg.k)).relu()
         x_hat = self.decode(z)
         missed = (batch.target - x_hat).detach()

@@ -193,6 +193,17 @@ def select_rows(key, k, lanes, out, value, count):
 
 @jit(parallel=True)
 @no_type_check
+def columns(a, index, out):
+    """Some columns of every row."""
+    for part in numba.prange(PARTS):
+        for t in range(len(a) * part // PARTS, len(a) * (part + 1) // PARTS):
+            row, to = a[t], out[t]
+            for i in range(index.size):
+                to[i] = row[index[i]]
+
+
+@jit(parallel=True)
+@no_type_check
 def prune(start, key, quota, keep, floor):
     """Marks each group's `quota[g]` largest positive keys, the first of equals; `floor[g]`: a later key must exceed it.
 

@@ -65,6 +65,12 @@ def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return out[there], count, value[there]
 
 
+def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
+    """Some columns of `a`, into `out`."""
+    integer = INTEGER[a.dtype]
+    run(kernels.columns, a.view(integer), index, out.view(integer))
+
+
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The latents of each token's scores over their latent's floor, how many, and the scores (bf16 as float32)."""
     half = score.dtype == torch.bfloat16

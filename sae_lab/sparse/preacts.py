@@ -4,19 +4,21 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..shapes import Acts, Direction, LatentMask, PerLatent, Rows, Values, Weights
+from .backends import backend_of
 from .choose import Chunks, Rule, above
 from .latents import Latents, Support, dots, latent_sums, latent_totals, sums
 from .scratch import scratch
 
 CHUNK_BYTES = 2**24  # of scores that exist at a time
 FEWEST = 64  # tokens in a chunk at least: below, the weights are read too often
+REMEMBERED = 2**27  # bytes of scores that are kept for a second choice, at most
 EXACT_ABOVE = 0.2  # share that is chosen above which exact numbers for all cost less than for a generous choice
 
 Score = Callable[[Tensor, slice], Tensor]
@@ -55,13 +57,16 @@ class PreActs:
         centred: x - centre, as numbers.
         choose_in: the precision of the dense numbers; kept values always have that of x.
         lead: the leading axes of x.
+        again: latents among which a second choice will be made; their numbers are kept from the first product.
     """
 
     inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
     centred: Rows
     choose_in: torch.dtype
     lead: tuple[int, ...]
+    again: LatentMask | None = None
     found: dict[Support, Tensor] = field(default_factory=dict)
+    seen: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
     @property
     def tok(self) -> int:
@@ -89,7 +94,7 @@ class PreActs:
                 from its own number and what is known of its token and latent.
             signed: choose by absolute value; `keep` returns the signed values.
         """
-        index = None if among is None or score is not None else among.nonzero()[:, 0]
+        index = None if among is None or score is not None else self._again if among is self.again else _places(among)
         part = amount if index is None else rule.within(amount, index)
         chunks = Chunks(
             self.tok,
@@ -169,7 +174,11 @@ class PreActs:
 
     def _dense(self, dtype: torch.dtype, index: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         """The one dense product of a step, chunk by chunk, in reused memory."""
+        if index is not None and index is self._again and dtype in self.seen:
+            yield slice(0, self.tok), self.seen[dtype]
+            return
         _, W, b, _ = self.inputs
+        keep = self._memory(dtype) if index is None else None
         W, b = (None if t is None else t.detach() if index is None else t.detach()[index] for t in (W, b))
         x, W, b = (None if t is None else t.to(dtype) for t in (self.centred, W, b))
         step = self._step(len(W), dtype)
@@ -177,7 +186,26 @@ class PreActs:
             rows = x[t : t + step]
             out = scratch((len(rows), len(W)), W.dtype, W.device)
             torch.mm(rows, W.T, out=out) if b is None else torch.addmm(b, rows, W.T, out=out)
+            if keep is not None:
+                backend_of(out).columns(out, self._again, keep[t : t + len(rows)])
             yield slice(t, t + len(rows)), out
+        if keep is not None:
+            self.seen[dtype] = keep
+
+    @cached_property
+    def _again(self) -> Tensor | None:
+        return None if self.again is None else _places(self.again)
+
+    def _memory(self, dtype: torch.dtype) -> Tensor | None:
+        """Room for the numbers of the latents that are asked for again, if they are few enough and not there yet."""
+        n = 0 if self._again is None or dtype in self.seen else len(self._again)
+        if not 0 < n * self.tok * dtype.itemsize <= REMEMBERED:
+            return None
+        return scratch((self.tok, n), dtype, self.centred.device)
+
+
+def _places(mask: LatentMask) -> Tensor:
+    return mask.nonzero()[:, 0]
 
 
 def encode(
@@ -187,17 +215,19 @@ def encode(
     *,
     centre: Direction | None = None,
     choose_in: torch.dtype | None = None,
+    again: LatentMask | None = None,
 ) -> PreActs:
     """(x - centre) @ W_enc.T + b_enc, to choose latents from.
 
     Args:
         choose_in: `torch.bfloat16` makes the dense product up to 4x cheaper where the CPU can; the choice is made among
             a few more latents and then by exact values, and kept values are exact in any case. None: as x.
+        again: the `among` of a second choice, which then costs no second product.
     """
     rows = x.reshape(-1, x.shape[-1])
     centred = rows.detach() if centre is None else (rows - centre).detach()
     coarse = choose_in if choose_in is not None and rows.dtype == torch.float32 else rows.dtype
-    return PreActs((rows, W_enc, b_enc, centre), centred, coarse, tuple(x.shape[:-1]))
+    return PreActs((rows, W_enc, b_enc, centre), centred, coarse, tuple(x.shape[:-1]), again)
 
 
 @cache

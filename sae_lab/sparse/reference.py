@@ -33,6 +33,11 @@ def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return mask.nonzero()[:, 1].int(), mask.sum(1), score[mask]
 
 
+def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
+    """Some columns of `a`, into `out`."""
+    out.copy_(a[:, index])
+
+
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The latents of each token's scores over their latent's floor, how many, and the scores (bf16 as float32)."""
     score = score.to(floor.dtype)
