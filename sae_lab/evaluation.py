@@ -205,7 +205,7 @@ def _splice(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int, mean: Dir
         "mean": lambda x: mean.to(x).expand(*x.shape[:-1], len(mean)),
     }
     sums, numbers = DocSums(), Numbers()
-    for block, keep in pages(blocks, tokens):
+    for block, keep in pages(blocks, tokens, lm.at_once):
         clean, columns = lm.logits(block.ids, mask=block.mask), {}
         for name, edit in edits.items():  # one after the other: logits of a wide vocabulary are large
             out = lm.splice(block.ids, {site: edit}, mask=block.mask, where=keep, clean=clean)

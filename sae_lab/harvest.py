@@ -18,7 +18,6 @@ from .sites import Site
 from .sources import Rows, Statistics
 from .tokens import Blocks, TokenBlock, token_blocks
 
-TOKENS_AT_ONCE = 8192  # in one forward pass
 SAVED_RING = 2**30  # bytes: a larger ring is read anew instead of saved
 GIVEN = {"grad"}  # what a batch can carry beside activations
 
@@ -215,7 +214,7 @@ class Activations:
 
     def _read_block(self, number: int, row: int = 0) -> Iterator[dict[str, Tensor]]:
         block, before = self.blocks.block(number), 0
-        rows = max(1, TOKENS_AT_ONCE // block.ids.shape[1])
+        rows = max(1, self.lm.at_once // block.ids.shape[1])
         for first in range(0, len(block.ids), rows):
             cut = slice(first, first + rows)
             count = int(block.keep[cut].sum())

@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from .shapes import Mask
 from .sites import Site
 from .tokens import Blocks, TokenBlock, token_blocks
 
-AT_ONCE = 8192  # tokens that go through the model together
+PAGE = 8192  # tokens
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ def held_out(lm: LM, text: Any, split: str, seed: int, *, context: int | None = 
     return token_blocks(lm.tokenizer, text, context or min(512, lm.context), seed, split, **options)
 
 
-def pages(blocks: Blocks, tokens: int) -> Iterator[tuple[TokenBlock, Mask]]:
-    """Rows and their kept places until at least `tokens` such places have passed, or the text begins again."""
+def pages(blocks: Blocks, tokens: int, size: int = PAGE) -> Iterator[tuple[TokenBlock, Mask]]:
+    """Rows of `size` tokens together and their kept places until at least `tokens` such places have passed, or the text
+    begins again."""
     seen, end = 0, blocks.once
     for i in count():
         whole = blocks.block(i)
         if end is not None and whole.first >= end:
             return
-        rows = max(1, AT_ONCE // whole.ids.shape[1])
+        rows = max(1, size // whole.ids.shape[1])
         for first in range(0, len(whole.ids), rows):
             block = whole.rows(slice(first, first + rows))
             keep = block.keep if end is None else block.keep & (block.doc < end)
@@ -79,9 +81,13 @@ def walk(lm: LM, blocks: Blocks, sites: list[Site], tokens: int, sae: SAE | None
     """Blocks with their activations, as long as `pages` gives them; where the SAE is, if there is one."""
     numbers, device = Numbers(), sae.W_dec.device if sae is not None else None
     for block, keep in pages(blocks, tokens):
-        doc = numbers(block.doc[keep])
-        acts = lm.read(block.ids, sites, mask=block.mask)
-        yield Page(block, keep, doc, {s: a[keep.to(a.device)].to(device).float() for s, a in acts.items()})
+        rows = max(1, lm.at_once // block.ids.shape[1])
+        parts = []
+        for ids, mask, kept in zip(block.ids.split(rows), block.mask.split(rows), keep.split(rows)):
+            read = lm.read(ids, sites, mask=mask)
+            parts.append({s: a[kept.to(a.device)].to(device).float() for s, a in read.items()})
+        acts = {s: torch.cat([part[s] for part in parts]) for s in sites}
+        yield Page(block, keep, numbers(block.doc[keep]), acts)
 
 
 def own_text(sae: SAE, text: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -7,7 +7,8 @@ The unit of strength is the latent's own typical activation (the mean over token
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -272,18 +273,30 @@ def openings(lm: LM, concept: str, n: int, split: str, seed: int, words: int = 8
         ValueError: if fewer than `n` of the first `100 n` texts are without it.
     """
     found = []
-    for text in islice(world.texts(seed=seed, split=split, labels=False), 100 * n):
-        opening = " ".join(text.text.split(" ")[:words])
-        if text.language == "en" and not shows(opening, concept) and not shows(text.text, concept):
+    for text in chain.from_iterable(english(block, seed, split) for block in range(n)):
+        opening = " ".join(text.split(" ")[:words])
+        if not shows(opening, concept) and not shows(text, concept):
             found.append(opening)
         if len(found) == n:
             return found
     raise ValueError(f"Nearly every English text shows {concept}: there is nothing to steer to. Take another concept.")
 
 
+@lru_cache(maxsize=64)
+def english(block: int, seed: int, split: str) -> tuple[str, ...]:
+    """The English ones among the texts 100 * block to 100 * block + 99 of a split."""
+    return tuple(text.text for text in world.block(block, 100, seed, split) if text.language == "en")
+
+
 def shows(text: str, concept: str) -> bool:
     """Whether the recogniser finds a concept, or one below it, anywhere in a text."""
-    return any(c == concept or c.startswith(concept + ".") for _, _, c in world.recognise(text))
+    return any(c == concept or c.startswith(concept + ".") for c in recognised(text))
+
+
+@lru_cache(maxsize=4096)
+def recognised(text: str) -> frozenset[str]:
+    """The concepts that the recogniser finds in a text; the same texts are asked about for many concepts."""
+    return frozenset(concept for *_, concept in world.recognise(text))
 
 
 def typical_activation(

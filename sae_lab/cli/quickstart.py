@@ -34,7 +34,7 @@ class Quickstart:
     k: int = knob(32, 1, 4096, "latents per token, on average")
     batch: int = knob(1024, 16, 2**20, "tokens per step: small, so that a short run has steps enough")
     lr: float | None = knob(2e-3, 1e-7, 1.0, "peak learning rate; None: the recipe's, which is for long runs")
-    held_out: int = knob(200_000, 2_000, 10**9, "test tokens to measure on; as many name the concepts")
+    held_out: int = knob(200_000, 2_000, 10**9, "test tokens to measure on")
     folder: str = knob("runs/quickstart", help="run folder; a number is added where it is taken")
     seed: int = knob(0, 0, 2**31 - 1, "seed of everything")
 
@@ -83,14 +83,14 @@ def quickstart(options: Quickstart) -> Findings:
         for _ in watched(train(sae, source, run=run.folder, about={"model": options.model}, **knobs), "train"):
             pass
     with watch("evaluate"):
-        evaluation = evaluate(sae, lm, tokens=options.held_out, spliced=min(32_768, options.held_out))
+        evaluation = evaluate(sae, lm, tokens=options.held_out, spliced=min(16_384, options.held_out))
         run.write_eval(evaluation.to_json())
         note(repr(evaluation))
     with watch("concepts"):
-        concepts = recover(sae, lm, tokens=options.held_out // 2)
+        concepts = recover(sae, lm, tokens=min(65_536, options.held_out))
         note(repr(concepts))
         best = concepts.named.head(SHOWN)
-        shown = contexts(sae, lm, list(dict.fromkeys(best.latent)), n=3)
+        shown = contexts(sae, lm, list(dict.fromkeys(best.latent)), n=3, tokens=32_768)
     with watch("steer"):
         aim = target(sae, lm, concepts.table)
         steering = experiment(sae, lm, int(aim.latent), aim.concept)

@@ -80,6 +80,12 @@ class LM:
         """The type of the weights and so of what is read."""
         return self.module.dtype
 
+    @property
+    def at_once(self) -> int:
+        """Tokens that a forward pass best takes at a time: on a CPU few, so that what it makes stays in its caches and
+        in memory used before (8,192 cost a quarter more per token than 2,048)."""
+        return 2048 if self.device.type == "cpu" else 8192
+
     def sites(self, parts: Iterable[str] = PARTS) -> list[Site]:
         """Every site of the model, in the order in which it computes them."""
         return sorted((Site(f"L{i}{p}") for i in range(self.n_layers) for p in parts), key=lambda s: s.order)
