@@ -58,6 +58,11 @@ class World:
                     f"lexicon.{language}.txt:{number}: a line reads `concept.path | forms`, not {line!r}."
                 )
             self.words.append(self.read_word(path, rest))
+        self.under: dict[str, list[Word]] = {}  # a concept -> the words at or under it, in the lexicon's order
+        for word in self.words:
+            steps = word.path.split(".")
+            for n in range(1, len(steps) + 1):
+                self.under.setdefault(".".join(steps[:n]), []).append(word)
         self.tags = self.read_tags()
         self.names = {}
         for _, line in lines(f"names.{language}.txt"):
@@ -151,7 +156,7 @@ class World:
 
     def has(self, path: str) -> bool:
         """Whether the lexicon knows the class (or every class of a union a+b)."""
-        return all(any(inside(w.path, one) for w in self.words) for one in path.split("+"))
+        return all(one in self.under for one in path.split("+"))
 
     def nouns(self, path: str) -> Table:
         """The words of a class or a union a+b, likelier the earlier they stand in their class."""
@@ -159,12 +164,11 @@ class World:
             words, weights = [], []
             for one in path.split("+"):
                 ranks: dict[str, int] = {}
-                for word in self.words:
-                    if inside(word.path, one):
-                        parent = word.path.rpartition(".")[0]
-                        ranks[parent] = ranks.get(parent, 0) + 1
-                        words.append(word)
-                        weights.append(1 / (ranks[parent] + 30))
+                for word in self.under.get(one, ()):
+                    parent = word.path.rpartition(".")[0]
+                    ranks[parent] = ranks.get(parent, 0) + 1
+                    words.append(word)
+                    weights.append(1 / (ranks[parent] + 30))
             if not words:
                 raise KeyError(f"No class {path!r} in lexicon.{self.language}.txt.")
             self.tables[path] = Table(words, weights)
@@ -217,7 +221,7 @@ def opened(template: str, opener: str) -> str:
     if not narrated:
         return template
     first, rest = narrated.groups()
-    return f"({opener.replace('(||', '(', 1)}(?{first.lower()}{rest}|(?{first}{rest}){template[narrated.end():]}"
+    return f"({opener.replace('(||', '(', 1)}(?{first.lower()}{rest}|(?{first}{rest}){template[narrated.end() :]}"
 
 
 def read_synonyms(language: str):
