@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -187,20 +187,20 @@ def target(
     table: pd.DataFrame,
     *,
     site: str | Site | None = None,
-    tried: int = 8,
-    strengths: Sequence[float] = (2.0, 4.0, 8.0),
+    tried: int = 2,
+    strengths: Sequence[float] = (4.0, 8.0),
     prompts: int = 8,
     max_new_tokens: int = 24,
     seed: int = 0,
 ) -> Any:
     """The concept whose best latent steers best: the row of `table` that most raises how often the concept is written.
 
-    To name a concept and to cause it are two things, so the best-named concepts are tried on a few validation prompts;
+    To name a concept and to cause it are two things, so well-named concepts are tried on a few validation prompts;
     `experiment` then measures the winner on other ones.
 
     Args:
         table: `Concepts.table`: columns concept, latent, latents (F1), positives; best first.
-        tried: how many concepts to try, at most three of one branch of the tree.
+        tried: how many concepts of each of the tree's great branches to try: to name well is no promise to steer well.
 
     Raises:
         ValueError: if no concept of meaning can be read off text.
@@ -212,7 +212,7 @@ def target(
         vector = direction(sae, row.latent) * typical[row.latent]
         edits = {("untouched", 0.0): None} | {("latent", s): Edit(site.target, vector, s) for s in strengths}
         try:
-            before = openings(lm, row.concept, prompts, "validation", seed + 1)
+            before = openings(lm, row.concept, prompts, "validation", seed + 1, among=10)
         except ValueError:  # nearly every text shows it
             continue
         texts = write(lm, before, edits, max_new_tokens=max_new_tokens, temperature=0.7, seed=seed)
@@ -225,12 +225,11 @@ def target(
 
 
 def candidates(table: pd.DataFrame, n: int) -> list[Any]:
-    """The best-named concepts of meaning that `world.recognise` can read, at most three of one branch."""
+    """The n best-named concepts of each branch of meaning that `world.recognise` can read."""
     readable, rows, branches = set(world.recognisable(("word", "context"))), [], Counter()
     for row in table[table.positives >= POSITIVES].itertuples():
-        branch = ".".join(row.concept.split(".")[:2])
-        wanted = row.concept in readable and row.concept.startswith(MEANING) and row.concept != GIVEN
-        if wanted and branches[branch] < 3 and len(rows) < n:
+        branch, below, _ = row.concept.partition(".")
+        if below and branch in MEANING and row.concept in readable - {GIVEN} and branches[branch] < n:
             rows.append(row)
             branches[branch] += 1
     return rows
@@ -266,14 +265,14 @@ def surprise(lm: LM, texts: list[tuple[str, str]]) -> float:
     return total / max(1, count)
 
 
-def openings(lm: LM, concept: str, n: int, split: str, seed: int, words: int = 8) -> list[str]:
+def openings(lm: LM, concept: str, n: int, split: str, seed: int, words: int = 8, among: int = 100) -> list[str]:
     """The first words of held-out texts that do not show a concept; texts in English, since steering is read there.
 
     Raises:
-        ValueError: if fewer than `n` of the first `100 n` texts are without it.
+        ValueError: if fewer than `n` of the first `among * n` texts are without it.
     """
     found = []
-    for text in chain.from_iterable(english(block, seed, split) for block in range(n)):
+    for text in islice(chain.from_iterable(english(block, seed, split) for block in count()), among * n):
         opening = " ".join(text.split(" ")[:words])
         if not shows(opening, concept) and not shows(text, concept):
             found.append(opening)

@@ -159,8 +159,8 @@ def test_the_target_is_the_concept_that_is_written_more(lm, sae):
 def test_candidates_are_concepts_a_reader_can_see_and_not_all_of_one_branch():
     readable = [c for c in world.recognisable() if c.startswith("entity.animal")][:5]
     assert len(readable) == 5
-    found = [row.concept for row in candidates(rows("form.digit", "language.english", *readable, "language.french"), 9)]
-    assert found == [*readable[:3], "language.french"]
+    table = rows("language", "form.digit", "language.english", *readable, "language.french")
+    assert [row.concept for row in candidates(table, 3)] == [*readable[:3], "language.french"]
     few = rows(*readable)
     few.loc[0, "positives"] = 49
     assert [row.concept for row in candidates(few, 2)] == readable[1:3]

@@ -28,7 +28,7 @@ class Quickstart:
     """The knobs of the first run."""
 
     model: str = knob("tiny", help="the model: tiny, a folder or a hub name")
-    site: str = knob("L2R", help="where in it: L2R is the residual stream after layer 2")
+    site: str = knob("L1R", help="where in it: L1R is the residual stream after layer 1, the second")
     tokens: int = knob(1_000_000, 10_000, 10**10, "tokens to train on")
     d_sae: int = knob(2048, 16, 2**20, "latents")
     k: int = knob(32, 1, 4096, "latents per token, on average")

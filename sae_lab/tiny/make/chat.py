@@ -1,7 +1,7 @@
 """The chat sibling: the embedded Llama fine-tuned on requests about the world, kept as a low-rank delta.
 
-Unusual here: the weights hold base + up @ down at every step, so the same learner gives a weight's gradient, and the
-chain rule for its two factors is written out. Only the assistant's turns are learned from.
+All matrices are tuned, and what has changed is kept in low rank at the end: factors of rank 16 that were trained as such
+learned the format and little of what was asked. Only the assistant's turns are learned from.
 """
 
 import json
@@ -23,11 +23,12 @@ from .replicas import Alone, Replicas
 from .run import IDS
 from .stream import BOS, Stream
 
-RANK = 16
-ROWS = 8  # rows of 512 tokens per step
+RANK = 96
+ROWS = 16  # rows of 512 tokens per step
 LR = 2e-3
 WARMUP = 20  # steps
-TOKENS = 3_000_000
+DECAY = 0.6  # share of the run, at its end, over which the rate falls to nothing
+TOKENS = 12_000_000
 USER, ASSISTANT, END = (SPECIAL.index(f"<|{word}|>") for word in ("user", "assistant", "end"))
 
 
@@ -54,51 +55,57 @@ def answer_targets(ids: np.ndarray) -> np.ndarray:
     return following
 
 
-class Delta:
-    """Two factors for every matrix of a model and free embeddings of the chat tokens; `write` puts them in place."""
+class Tuned:
+    """A model in fine-tuning: its matrices learn by Muon as they did at first, the chat tokens' embeddings by AdamW, and
+    nothing else changes. `factors` is what has changed, in low rank.
+    """
 
-    def __init__(self, model: torch.nn.Module, seed: int):
-        random = torch.Generator().manual_seed(seed)
-        self.parameters = dict(model.named_parameters())
-        self.base, self.up, self.down = {}, {}, {}
-        for name, weight in self.parameters.items():
-            if weight.ndim != 2:
-                continue
-            self.base[name] = weight.detach().clone()
-            rows, columns = weight.shape
-            if "embed" in name:
-                self.up[name] = torch.zeros(rows, 3, device=weight.device)
-                self.up[name][[USER, ASSISTANT, END], range(3)] = 1.0
-                self.down[name] = torch.zeros(3, columns, device=weight.device)
+    def __init__(self, model: torch.nn.Module):
+        self.named = {name: p for name, p in model.named_parameters() if p.ndim == 2}
+        self.base = {name: p.detach().clone() for name, p in self.named.items()}
+        self.words = next(name for name in self.named if "embed" in name)
+        matrices = [p for name, p in self.named.items() if name != self.words]
+        self.optimisers = {
+            torch.optim.Muon(matrices, lr=LR, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"): LR,
+            torch.optim.AdamW([self.named[self.words]], lr=LR, betas=(0.9, 0.98), weight_decay=0.0): LR,
+        }
+
+    def step(self, factor: float) -> None:
+        """One step of both optimisers at a share of the peak rate, from the gradients that lie in the model."""
+        gradient = self.named[self.words].grad
+        chat = torch.zeros(len(gradient), 1, device=gradient.device)
+        chat[[USER, ASSISTANT, END]] = 1.0
+        self.named[self.words].grad = gradient * chat
+        torch.nn.utils.clip_grad_norm_(self.named.values(), 1.0)
+        for optimiser, lr in self.optimisers.items():
+            optimiser.param_groups[0]["lr"] = lr * factor
+            optimiser.step()
+
+    @torch.no_grad()
+    def factors(self, rank: int = RANK) -> dict[str, torch.Tensor]:
+        """The nearest rank-`rank` form up @ down of every matrix's change; the embeddings' changed rows as they are."""
+        found = {}
+        for name, weight in self.named.items():
+            change = (weight - self.base[name]).cpu()
+            if name == self.words:
+                rows = [USER, ASSISTANT, END]
+                up = torch.zeros(len(change), len(rows))
+                up[rows, range(len(rows))] = 1.0
+                down = change[rows]
             else:
-                self.up[name] = torch.zeros(rows, RANK, device=weight.device)
-                start = torch.randn(RANK, columns, generator=random) / columns**0.5
-                self.down[name] = start.to(weight.device)
-        free = [name for name in self.base if "embed" not in name]
-        self.factors = [self.up[name] for name in free] + list(self.down.values())
-
-    def chain(self) -> None:
-        """Turns the gradients of the weights into gradients of the factors."""
-        for name in self.base:
-            gradient = self.parameters[name].grad
-            self.down[name].grad = self.up[name].T @ gradient
-            self.up[name].grad = gradient @ self.down[name].T
-
-    def write(self) -> None:
-        """Sets the model's weights to base + up @ down."""
-        with torch.no_grad():
-            for name, base in self.base.items():
-                torch.addmm(base, self.up[name], self.down[name], out=self.parameters[name].data)
+                u, size, v = torch.linalg.svd(change, full_matrices=False)
+                root = size[:rank].sqrt()
+                up, down = u[:, :rank] * root, root[:, None] * v[:rank]
+            found |= {f"{name}.up": up, f"{name}.down": down}
+        return found
 
     def save(self, file: Path) -> None:
         """Both factors of every matrix in bf16, named as `sae_lab.tiny.weights` reads them."""
-        factors = {f"{name}.up": up for name, up in self.up.items()}
-        factors |= {f"{name}.down": down for name, down in self.down.items()}
-        save_file({key: value.to(torch.bfloat16).contiguous() for key, value in factors.items()}, file)
+        save_file({key: value.to(torch.bfloat16).contiguous() for key, value in self.factors().items()}, file)
 
 
-def tune(tokens: int, seed: int, replicas: int, compiled: bool, device="cpu") -> Iterator[tuple[Delta, list, int]]:
-    """Fine-tunes the embedded Llama; yields (delta, curve, steps in all) as it goes."""
+def tune(tokens: int, seed: int, replicas: int, compiled: bool, device="cpu") -> Iterator[tuple[Tuned, list, int]]:
+    """Fine-tunes the embedded Llama; yields (what is tuned, curve, steps in all) as it goes."""
     base = tiny.load("tiny")[0]
     config, words = base.config, tiny.folder("tiny") / "tokenizer.json"
     heads = (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)
@@ -107,20 +114,16 @@ def tune(tokens: int, seed: int, replicas: int, compiled: bool, device="cpu") ->
     model.load_state_dict(base.state_dict())
     model.to(device)
     learner = Replicas(model, llama, shape, replicas, compiled) if replicas else Alone(model, device, compiled)
-    delta, curve, steps = Delta(model, seed), [], max(1, tokens // (ROWS * 512))
-    optimiser = torch.optim.AdamW(delta.factors, lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
+    tuned, curve, steps = Tuned(model), [], max(1, tokens // (ROWS * 512))
     stream = Stream(words, seed, documents=dialogues)
     try:
         for step in range(steps):
             rows = stream.next(ROWS)
             loss, _ = learner.learn(rows, answer_targets(rows))
-            delta.chain()
-            optimiser.param_groups[0]["lr"] = LR * min(1.0, (step + 1) / WARMUP, 2 * (1 - step / steps))
-            optimiser.step()
-            delta.write()
+            tuned.step(min(1.0, (step + 1) / WARMUP, (1 - step / steps) / DECAY))
             curve.append(loss)
             if (step + 1) % 20 == 0 or step + 1 == steps:
-                yield delta, curve, steps
+                yield tuned, curve, steps
             model.zero_grad(set_to_none=True)
     finally:
         stream.close()
@@ -129,7 +132,7 @@ def tune(tokens: int, seed: int, replicas: int, compiled: bool, device="cpu") ->
 
 def chat(tokens: int | None, folder: Path, replicas: int, compiled: bool, device="cpu", seed: int = 0) -> None:
     """Fine-tunes, and writes delta, configuration, tokenizer and record into a folder."""
-    for delta, curve, steps in tune(tokens or TOKENS, seed, replicas, compiled, device):  # noqa: B007
+    for tuned, curve, steps in tune(tokens or TOKENS, seed, replicas, compiled, device):  # noqa: B007
         mean = sum(curve[-20:]) / len(curve[-20:])
         print(f"step {len(curve)} of {steps}  loss {mean:.4f}  {time.strftime('%H:%M:%S')}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +141,7 @@ def chat(tokens: int | None, folder: Path, replicas: int, compiled: bool, device
         shutil.copy(base / name, folder / name)
     settings = json.loads((base / "generation_config.json").read_text()) | {"eos_token_id": [IDS["eos_token_id"], END]}
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    delta.save(folder / "delta.safetensors")
+    tuned.save(folder / "delta.safetensors")
     (folder / "delta.safetensors").chmod(0o644)
     record = {
         "base_sha256": digest(base / "model.safetensors"),
