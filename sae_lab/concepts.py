@@ -84,7 +84,7 @@ class Concepts:
     @property
     def figure(self):
         """The best-named concepts, latents against neurons and a random dictionary (plotly)."""
-        rows = self.table[self.table.positives >= POSITIVES]
+        rows = self.table[self.table.positives.between(POSITIVES, HIGHEST * self.about["tokens"])]
         return plots.recovered(
             rows, {"latents": "best latent", "neurons": "best neuron", "random": "random dictionary"}
         )

@@ -8,6 +8,7 @@ import torch
 from small import identity, small_llama
 
 from sae_lab import steer, world
+from sae_lab.models import load_model
 from sae_lab.sites import Site
 from sae_lab.steering import (
     BABBLE,
@@ -95,9 +96,10 @@ def test_surprise_is_the_cross_entropy_of_the_new_tokens(lm):
     assert surprise(lm, both) == pytest.approx(sum(s * n for s, n in pieces) / sum(n for _, n in pieces), rel=1e-4)
 
 
-def test_a_strength_that_makes_the_model_babble_is_not_chosen(lm):
+def test_a_strength_that_makes_the_model_babble_is_not_chosen():
+    lm = load_model("tiny")  # a model that knows what text is likely
     dog, likely = "entity.animal.pet.dog", lm.generate("The", max_new_tokens=8).text
-    unlikely = " dog" * 8
+    unlikely = " dog ) Juni = écrit 7 def Wolf soup"
     texts = {("untouched", 0.0): [("The", likely)], ("latent", 1.0): [("The", likely)]}
     assert surprise(lm, [("The", unlikely)]) > surprise(lm, [("The", likely)]) + BABBLE
     assert _strength(lm, texts | {("latent", 2.0): [("The", unlikely)]}, dog) == 1.0

@@ -10,7 +10,7 @@ from tales import documents
 from torch import nn
 
 from sae_lab import tiny
-from sae_lab.tiny.make.chat import Delta, answer_targets, chat
+from sae_lab.tiny.make.chat import ASSISTANT, END, USER, Tuned, answer_targets, chat
 from sae_lab.tiny.make.export import BOUND, digest, measure
 from sae_lab.tiny.make.net import HeadLoss, causal_attention, llama
 from sae_lab.tiny.make.replicas import Alone, Replicas
@@ -216,24 +216,27 @@ def test_only_the_assistants_turns_are_learned_from():
     assert learned == [[4, 9], [5, 10], [6, 5], [13, 11], [14, 5], [19, 13], [20, 5]]
 
 
-def test_the_factors_of_the_delta_get_the_gradient_of_the_weights_they_make():
+def test_the_factors_of_the_delta_are_what_fine_tuning_changed():
+    """Exactly with rank enough, with less the nearest that this rank allows; of the embeddings only chat tokens' move."""
     model = llama(*SHAPE, IDS)
-    delta = Delta(model, seed=0)
-    for up in delta.up.values():
-        up += 0.01
-    delta.write()
-    name = "model.layers.0.mlp.up_proj.weight"
-    up, down = (f[name].clone().requires_grad_() for f in (delta.up, delta.down))
-    probe = torch.randn(delta.base[name].shape)
-    made = delta.base[name] + up @ down
-    torch.testing.assert_close(made, delta.parameters[name])
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    delta.parameters[name].grad = probe
-    delta.chain()
-    (made * probe).sum().backward()
-    torch.testing.assert_close(delta.up[name].grad, up.grad)
-    torch.testing.assert_close(delta.down[name].grad, down.grad)
+    tuned = Tuned(model)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        tuned.step(1.0)
+    whole, low = tuned.factors(rank=64), tuned.factors(rank=4)
+    for name, weight in tuned.named.items():
+        change = weight - tuned.base[name]
+        torch.testing.assert_close(whole[f"{name}.up"] @ whole[f"{name}.down"], change, rtol=1e-3, atol=1e-5)
+        if name == tuned.words:
+            assert set(change.abs().sum(1).nonzero()[:, 0].tolist()) == {USER, ASSISTANT, END}
+        else:
+            lost = torch.linalg.svdvals(change)[4:].square().sum()
+            error = (low[f"{name}.up"] @ low[f"{name}.down"] - change).square().sum()
+            torch.testing.assert_close(error, lost, rtol=1e-3, atol=1e-6)
+    frozen = {name for name, p in model.named_parameters() if p.ndim == 1}
+    fresh = dict(llama(*SHAPE, IDS).named_parameters())
+    assert all(torch.equal(dict(model.named_parameters())[name], fresh[name]) for name in frozen)
 
 
 def test_a_chat_sibling_is_the_base_with_its_delta_merged(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """The chat sibling: the embedded Llama fine-tuned on requests about the world, kept as a low-rank delta.
 
-All matrices are tuned, and what has changed is kept in low rank at the end: factors of rank 16 that were trained as such
-learned the format and little of what was asked. Only the assistant's turns are learned from.
+All matrices are tuned, and what has changed is kept in low rank at the end: factors of rank 16 that were trained as
+such learned the format and little of what was asked. Only the assistant's turns are learned from.
 """
 
 import json
@@ -56,8 +56,8 @@ def answer_targets(ids: np.ndarray) -> np.ndarray:
 
 
 class Tuned:
-    """A model in fine-tuning: its matrices learn by Muon as they did at first, the chat tokens' embeddings by AdamW, and
-    nothing else changes. `factors` is what has changed, in low rank.
+    """A model in fine-tuning: its matrices learn by Muon as they did at first, the chat tokens' embeddings by AdamW,
+    and nothing else changes. `factors` is what has changed, in low rank.
     """
 
     def __init__(self, model: torch.nn.Module):
