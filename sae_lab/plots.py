@@ -104,6 +104,7 @@ def recovered(table: pd.DataFrame, names: dict[str, str], top: int = 30) -> go.F
             marker={"color": COLOURS[i] if i < 2 else COLOURS[4], "size": 9 if not i else 7},
         )
     figure.update_xaxes(title_text="F1 on held-out text", range=[0, 1.02])
+    figure.update_yaxes(dtick=1)
     return style(figure, 120 + 18 * len(rows))
 
 

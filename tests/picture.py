@@ -30,12 +30,12 @@ def picture(notebook: Path, out: Path) -> None:
     _, meaning, steering = figures(notebook)
     parts = (("Which concept a single latent names", meaning), ("What adding one latent does", steering))
     drawn = "".join(
-        f"<div><h3>{title}</h3>{plots.div(figure.update_layout(height=560, width=578))}</div>" for title, figure in parts
+        f"<div><h3>{title}</h3>{plots.div(figure.update_layout(height=680, width=578))}</div>" for title, figure in parts
     )
     html = f"<meta charset=utf-8><style>{STYLE}</style><script>{plots.script()}</script><div class=row>{drawn}</div>"
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1216, "height": 640}, device_scale_factor=1.5)
+        page = browser.new_page(viewport={"width": 1216, "height": 760}, device_scale_factor=1.5)
         page.set_content(html)
         page.wait_for_timeout(1000)
         page.locator("body").screenshot(path=out)
