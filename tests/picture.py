@@ -30,7 +30,8 @@ def picture(notebook: Path, out: Path) -> None:
     _, meaning, steering = figures(notebook)
     parts = (("Which concept a single latent names", meaning), ("What adding one latent does", steering))
     drawn = "".join(
-        f"<div><h3>{title}</h3>{plots.div(figure.update_layout(height=680, width=578))}</div>" for title, figure in parts
+        f"<div><h3>{title}</h3>{plots.div(figure.update_layout(height=680, width=578))}</div>"
+        for title, figure in parts
     )
     html = f"<meta charset=utf-8><style>{STYLE}</style><script>{plots.script()}</script><div class=row>{drawn}</div>"
     with sync_playwright() as driver:

@@ -217,7 +217,7 @@ def test_only_the_assistants_turns_are_learned_from():
 
 
 def test_the_factors_of_the_delta_are_what_fine_tuning_changed():
-    """Exactly with rank enough, with less the nearest that this rank allows; of the embeddings only chat tokens' move."""
+    """Exactly with rank enough, with less the nearest that this rank allows; only chat tokens' embeddings move."""
     model = llama(*SHAPE, IDS)
     tuned = Tuned(model)
     for _ in range(3):
