@@ -21,14 +21,15 @@ from .export import digest
 from .net import llama
 from .replicas import Alone, Replicas
 from .run import IDS
-from .stream import BOS, Stream
+from .stream import BOS, EOS, Stream
 
 RANK = 96
-ROWS = 16  # rows of 512 tokens per step
-LR = 2e-3
+SHORT = 40  # words of an answer that is cut short
+ROWS = 8  # rows of 512 tokens per step
+LR = 3e-3
 WARMUP = 20  # steps
 DECAY = 0.6  # share of the run, at its end, over which the rate falls to nothing
-TOKENS = 12_000_000
+TOKENS = 15_000_000
 USER, ASSISTANT, END = (SPECIAL.index(f"<|{word}|>") for word in ("user", "assistant", "end"))
 
 
@@ -39,11 +40,22 @@ def rendered(messages: list[dict]) -> str:
 
 def dialogues(index: int, n: int, seed: int, split: str) -> list[tuple[str, float]]:
     """The rendered requests of block `index` with their answers, an eighth of `n` because a request takes longer to
-    find than a text; the generator's log-probability is not known."""
+    find than a text; the generator's log-probability is not known.
+
+    Two answers of three to "write ..." are cut short: what was asked for shows in how a text begins, and is what has to
+    be learned; how texts go on is known.
+    """
     from sae_lab.tiny.world.chat import request
 
-    few = max(1, n // 8)
-    return [(rendered(request(i, seed, split).messages), 0.0) for i in range(index * few, (index + 1) * few)]
+    few, made = max(1, n // 8), []
+    for i in range(index * few, (index + 1) * few):
+        one = request(i, seed, split)
+        text = rendered(one.messages)
+        if one.task == "write" and i % 3:
+            begins = text.rindex(f"<|{one.messages[-1]['role']}|>")
+            text = text[:begins] + " ".join(text[begins:].split(" ")[:SHORT])
+        made.append((text.removesuffix("<|end|>") if one.task == "write" and i % 3 else text, 0.0))
+    return made
 
 
 def answer_targets(ids: np.ndarray) -> np.ndarray:
@@ -51,7 +63,8 @@ def answer_targets(ids: np.ndarray) -> np.ndarray:
     turn = np.where(np.isin(ids, (BOS, USER, ASSISTANT, END)), np.arange(ids.shape[1]), 0)
     spoken = np.take_along_axis(ids, np.maximum.accumulate(turn, 1), 1)
     following = np.full(ids.shape, -100, np.int64)
-    following[:, :-1] = np.where(spoken[:, :-1] == ASSISTANT, ids[:, 1:].astype(np.int64), -100)
+    learned = (spoken[:, :-1] == ASSISTANT) & (ids[:, 1:] != EOS)  # an answer that was cut short does not end there
+    following[:, :-1] = np.where(learned, ids[:, 1:].astype(np.int64), -100)
     return following
 
 
