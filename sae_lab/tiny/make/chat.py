@@ -29,7 +29,7 @@ ROWS = 8  # rows of 512 tokens per step
 LR = 3e-3
 WARMUP = 20  # steps
 DECAY = 0.6  # share of the run, at its end, over which the rate falls to nothing
-TOKENS = 15_000_000
+TOKENS = 30_000_000  # 15 million: the language asked for in 99% of answers, the topic in 69%
 USER, ASSISTANT, END = (SPECIAL.index(f"<|{word}|>") for word in ("user", "assistant", "end"))
 
 
