@@ -10,7 +10,7 @@ from tales import documents
 from torch import nn
 
 from sae_lab import tiny
-from sae_lab.tiny.make.chat import ASSISTANT, END, USER, Tuned, answer_targets, chat
+from sae_lab.tiny.make.chat import ASSISTANT, END, SHORT, USER, Tuned, answer_targets, begun, chat, dialogues
 from sae_lab.tiny.make.export import BOUND, digest, measure
 from sae_lab.tiny.make.net import HeadLoss, causal_attention, llama
 from sae_lab.tiny.make.replicas import Alone, Replicas
@@ -214,6 +214,15 @@ def test_only_the_assistants_turns_are_learned_from():
     row = np.array([[BOS, 3, 8, 5, 4, 9, 10, 5, EOS, BOS, 3, 8, 5, 4, 11, 5, 3, 12, 5, 4, 13, 5, EOS, PAD]])
     learned = [[i, t] for i, t in enumerate(answer_targets(row)[0].tolist()) if t >= 0]
     assert learned == [[4, 9], [5, 10], [6, 5], [13, 11], [14, 5], [19, 13], [20, 5]]
+
+
+def test_an_answer_that_was_cut_short_teaches_no_end():
+    row = np.array([[BOS, USER, 8, END, ASSISTANT, 9, 10, EOS, PAD]])
+    assert [[i, t] for i, t in enumerate(answer_targets(row)[0].tolist()) if t >= 0] == [[4, 9], [5, 10]]
+    long = [{"role": "user", "content": "Write."}, {"role": "assistant", "content": " ".join(["on"] * 99)}]
+    assert begun(long) == f"<|user|>Write.<|end|><|assistant|>{' '.join(['on'] * SHORT)}"
+    ends = [text.endswith("<|end|>") for text, _ in dialogues(0, 240, 0, "train")]
+    assert 0 < sum(ends) < len(ends)
 
 
 def test_the_factors_of_the_delta_are_what_fine_tuning_changed():

@@ -94,7 +94,9 @@ class PreActs:
                 from its own number and what is known of its token and latent.
             signed: choose by absolute value; `keep` returns the signed values.
         """
-        index = None if among is None or score is not None else self._again if among is self.again else _places(among)
+        index = None
+        if among is not None and score is None:
+            index = self._again if among is self.again else _places(among)
         part = amount if index is None else rule.within(amount, index)
         chunks = Chunks(
             self.tok,

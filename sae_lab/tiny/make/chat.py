@@ -47,20 +47,21 @@ def dialogues(index: int, n: int, seed: int, split: str) -> list[tuple[str, floa
     """
     from sae_lab.tiny.world.chat import request
 
-    few, made = max(1, n // 8), []
-    for i in range(index * few, (index + 1) * few):
-        one = request(i, seed, split)
-        text = rendered(one.messages)
-        if one.task == "write" and i % 3:
-            begins = text.rindex(f"<|{one.messages[-1]['role']}|>")
-            text = text[:begins] + " ".join(text[begins:].split(" ")[:SHORT])
-        made.append((text.removesuffix("<|end|>") if one.task == "write" and i % 3 else text, 0.0))
-    return made
+    few = max(1, n // 8)
+    asked = [(i, request(i, seed, split)) for i in range(index * few, (index + 1) * few)]
+    return [(begun(one.messages) if one.task == "write" and i % 3 else rendered(one.messages), 0.0) for i, one in asked]
+
+
+def begun(messages: list[dict]) -> str:
+    """A dialogue whose last answer breaks off after `SHORT` words, without the mark of its end."""
+    *before, last = messages
+    words = last["content"].split(" ")[:SHORT]
+    return f"{rendered(before)}<|{last['role']}|>{' '.join(words)}"
 
 
 def answer_targets(ids: np.ndarray) -> np.ndarray:
     """The next id where it belongs to an assistant's turn, its <|end|> included; -100 elsewhere."""
-    turn = np.where(np.isin(ids, (BOS, USER, ASSISTANT, END)), np.arange(ids.shape[1]), 0)
+    turn = np.where(np.isin(ids, (BOS, EOS, USER, ASSISTANT, END)), np.arange(ids.shape[1]), 0)
     spoken = np.take_along_axis(ids, np.maximum.accumulate(turn, 1), 1)
     following = np.full(ids.shape, -100, np.int64)
     learned = (spoken[:, :-1] == ASSISTANT) & (ids[:, 1:] != EOS)  # an answer that was cut short does not end there
