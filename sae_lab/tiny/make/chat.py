@@ -29,7 +29,7 @@ ROWS = 8  # rows of 512 tokens per step
 LR = 3e-3
 WARMUP = 20  # steps
 DECAY = 0.6  # share of the run, at its end, over which the rate falls to nothing
-TOKENS = 30_000_000  # 15 million: the language asked for in 99% of answers, the topic in 69%
+TOKENS = 36_000_000
 USER, ASSISTANT, END = (SPECIAL.index(f"<|{word}|>") for word in ("user", "assistant", "end"))
 
 
@@ -42,13 +42,16 @@ def dialogues(index: int, n: int, seed: int, split: str) -> list[tuple[str, floa
     """The rendered requests of block `index` with their answers, an eighth of `n` because a request takes longer to
     find than a text; the generator's log-probability is not known.
 
-    Two answers of three to "write ..." are cut short: what was asked for shows in how a text begins, and is what has to
-    be learned; how texts go on is known.
+    Half are for texts in the rarer languages: at their share of the world (19%) the topics were learned in English
+    alone (88% of answers; 9% in the others). Two answers of three to "write ..." are cut short: what was asked for
+    shows in how a text begins, and is what has to be learned; how texts go on is known.
     """
+    from sae_lab.tiny import world
     from sae_lab.tiny.world.chat import request
 
     few = max(1, n // 8)
-    asked = [(i, request(i, seed, split)) for i in range(index * few, (index + 1) * few)]
+    rare = tuple(x for x in world.languages() if x != "en")
+    asked = [(i, request(i, seed, split, rare if i % 2 else None)) for i in range(index * few, (index + 1) * few)]
     return [(begun(one.messages) if one.task == "write" and i % 3 else rendered(one.messages), 0.0) for i, one in asked]
 
 

@@ -90,13 +90,13 @@ def requests(seed: int = 0, split: str = "train") -> Iterator[Request]:
         index += 1
 
 
-def request(index: int, seed: int = 0, split: str = "train") -> Request:
-    """The split's request number `index`."""
+def request(index: int, seed: int = 0, split: str = "train", languages: tuple[str, ...] | None = None) -> Request:
+    """The split's request number `index`; `languages` (codes) restricts texts to write and to name, not to read."""
     from . import mixture, text
 
     draw = Draw(int.from_bytes(blake2b(f"ask/{seed}/{split}/{index}".encode(), digest_size=8).digest()))
     task = draw.table(TASKS)
-    pairs = mixture(("qa",)) if task == "read" else mixture()
+    pairs = mixture(("qa",)) if task == "read" else mixture(None, languages)
     found, attempt = None, 0
     while found is None or not fits(found, task):
         found = text(index * 64 + attempt, seed + APART, split, pairs)
