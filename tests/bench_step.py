@@ -101,6 +101,7 @@ def main():
         "dense autograd": dense_step(*shape),
         "sparse fp32": sparse_step(*shape, choose_in="float32"),
         "sparse bf16": sparse_step(*shape, choose_in="bfloat16"),
+        "sparse int8": sparse_step(*shape, choose_in="int8"),
         "encoder product alone": lambda: (batch.x @ sae.W_enc.T)[0, 0].item(),
     }
     seconds, loss = interleaved(ways, args.rounds, time.process_time if args.cpu_time else time.perf_counter)

@@ -124,7 +124,7 @@ def test_3d_input_equals_flattened(sae):
     torch.testing.assert_close(sae(x.view(3, TOK // 3, D_IN)).view(TOK, D_IN), sae(x))
 
 
-@pytest.mark.parametrize("choose_in", ["float32", "bfloat16"])
+@pytest.mark.parametrize("choose_in", ["float32", "bfloat16", "int8"])
 def test_one_token_and_no_token_work(sae, choose_in):
     sae.cfg = replace(sae.cfg, choose_in=choose_in)
     assert sae(rows()[0]).shape == (D_IN,)
@@ -209,14 +209,16 @@ def test_both_backends_agree_in_float64(sae, share, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_a_bf16_choice_changes_no_value(name):
-    a, b = small(name, choose_in="float32"), small(name, choose_in="bfloat16")
-    assert b.choose_in == torch.bfloat16
+@pytest.mark.parametrize("choose_in", ["bfloat16", "int8"])
+def test_a_coarse_choice_changes_no_value(name, choose_in):
+    a, b = small(name, choose_in="float32"), small(name, choose_in=choose_in)
+    assert b.choose_in == getattr(torch, choose_in)
     for sae in (a, b):
         sae.calibrate([rows(seed=5)])
     torch.testing.assert_close(a.encode(rows()).dense(), b.encode(rows()).dense(), rtol=1e-4, atol=1e-5)
-    for x, y in zip(a.objective(batch_for(a)).terms.values(), b.objective(batch_for(b)).terms.values()):
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+    fine, coarse = (sae.objective(batch_for(sae)).terms for sae in (a, b))
+    for term in fine:  # many dead latents at once are multiplied in bf16
+        torch.testing.assert_close(fine[term], coarse[term], rtol=2e-3 if term == "auxk" else 1e-4, atol=1e-6)
 
 
 def test_folding_a_scale_gives_the_same_sae_of_raw_activations(sae):
@@ -262,7 +264,7 @@ def test_auxk_moves_only_dead_latents_and_no_decoder_bias(trained):
         return
     out.terms["auxk"].backward()
     for weight in (trained.W_enc, trained.W_dec):
-        moved = weight.grad.abs().sum(1) > 0
+        moved = weight.grad.to_dense().abs().sum(1) > 0
         assert moved[:DEAD].any() and not moved[DEAD:].any()
     # the encoder reads x - b_dec, so b_dec moves with the dead pre-activations, and only with them
     through = -trained.W_enc.detach()[:DEAD].T @ _pre_grad(trained)[:DEAD]

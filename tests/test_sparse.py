@@ -11,9 +11,11 @@ from sae_lab.sparse import (
     Support,
     above,
     backend,
+    backend_of,
     batch_topk,
     choice_dtype,
     column_topk,
+    corner,
     decode,
     dots,
     encode,
@@ -24,6 +26,7 @@ from sae_lab.sparse import (
     sums,
     topk,
 )
+from sae_lab.sparse.coarse import ZERO, Coarse, Codes
 from sae_lab.sparse.scratch import largest
 
 TOK, D_IN, D_SAE = 70, 12, 90
@@ -152,15 +155,86 @@ def test_without_bias_or_centre_and_with_frozen_weights_only_the_rest_gets_gradi
     assert x.grad is not None and W_enc.grad is None and W_dec.grad is None
 
 
+COARSE = pytest.mark.parametrize("coarse", [torch.bfloat16, torch.int8])
+
+
+@COARSE
 @pytest.mark.parametrize("name", [n for n in TWINS if n != "topk scored among"])
-def test_a_bf16_choice_is_the_exact_one(name, monkeypatch):
+def test_a_coarse_choice_is_the_exact_one(name, coarse, monkeypatch):
     monkeypatch.setattr(preacts, "CHUNK_BYTES", 4096)
     x, W_enc, b_enc, centre, *_ = params(torch.float32)
     choose, _ = TWINS[name]
-    exact, coarse = (encode(x, W_enc, b_enc, centre=centre, choose_in=d) for d in (None, torch.bfloat16))
-    a, b = exact.keep(choose(exact)), coarse.keep(choose(coarse))
+    fine, rough = (encode(x, W_enc, b_enc, centre=centre, choose_in=d) for d in (None, coarse))
+    a, b = fine.keep(choose(fine)), rough.keep(choose(rough))
     assert torch.equal(a.support.start, b.support.start) and torch.equal(a.support.latent, b.support.latent)
     torch.testing.assert_close(a.value, b.value, rtol=1e-5, atol=1e-6)
+
+
+def heavy(tok=200, d_in=96, d_sae=500):
+    """Activations of very different size, some with a huge coordinate, weights of different length, and a bias."""
+    rng = torch.Generator().manual_seed(3)
+    x = torch.randn(tok, d_in, generator=rng) * (torch.rand(tok, 1, generator=rng) * 6).exp()
+    x[::3, 5] *= 20
+    W = torch.randn(d_sae, d_in, generator=rng) * (torch.rand(d_sae, 1, generator=rng) * 4 - 2).exp()
+    return x, W, torch.randn(d_sae, generator=rng)
+
+
+@pytest.mark.parametrize("name", ["numba", "torch"])
+def test_eight_bits_miss_by_no_more_than_their_bound(name):
+    x, W, b = heavy()
+    exact = x.double() @ W.double().T + b
+    with backend(name):
+        codes = Codes.of(x, ZERO), Codes.of(W, 0)
+        near, over = (Coarse(*codes, b, raised).numbers(slice(None)).double() for raised in (False, True))
+    for rows, c, zero in ((x, codes[0], ZERO), (W, codes[1], 0)):
+        rest = rows - (c.code.float() - zero) * c.scale[:, None]
+        torch.testing.assert_close(rest.norm(dim=1), c.lost, rtol=1e-3, atol=0)
+        torch.testing.assert_close(rows.norm(dim=1), c.norm)
+        assert (c.code.int() - zero).abs().amax(1).eq(127).all()
+    size = x.norm(dim=1)[:, None] * W.norm(dim=1) + b.abs()
+    assert ((near - exact).abs() / size).max() < 0.02
+    assert (over >= exact).all()
+    assert ((over - exact) / size).max() < 0.15
+
+
+def test_eight_bits_are_the_same_on_both_backends():
+    x, W, b = heavy()
+    given = []
+    for name in ("numba", "torch"):
+        with backend(name):
+            codes = Codes.of(x, ZERO)
+            given.append((codes.code.int(), Coarse(codes, Codes.of(W, 0), b, True).numbers(slice(None)).float()))
+    (a, many), (c, same) = given
+    assert ((a - c).abs() <= 1).all() and (a != c).float().mean() < 1e-4  # a half may round either way
+    torch.testing.assert_close(many, same, rtol=2**-7, atol=1e-3)
+
+
+def test_a_huge_coordinate_makes_the_choice_bf16():
+    x, W, b = heavy()
+    huge = x.clone()
+    huge[:, 7] = 100 * huge.norm(dim=1)
+    assert encode(huge, W, b, choose_in=torch.int8).coarse == torch.bfloat16
+    assert encode(x, W, b, choose_in=torch.int8).coarse == torch.int8
+    for rows in (huge, x):
+        fine, rough = (encode(rows, W, b, choose_in=d) for d in (None, torch.int8))
+        assert torch.equal(chosen(rough.choose(topk, 10), len(x)), chosen(fine.choose(topk, 10), len(x)))
+        assert torch.equal(chosen(rough.over(3.0), len(x)), chosen(fine.over(3.0), len(x)))
+
+
+def test_without_hardware_for_eight_bits_the_choice_is_that_of_x(monkeypatch):
+    x, W, b = heavy()
+    monkeypatch.setattr(preacts, "available", lambda: False)
+    assert encode(x, W, b, choose_in=torch.int8).choose_in == torch.float32
+    assert encode(x.double(), W.double(), b.double(), choose_in=torch.int8).choose_in == torch.float64
+
+
+def test_over_in_eight_bits_needs_its_margin(monkeypatch):
+    """Without it a rounded number just under the floor would lose an entry that is over it."""
+    x, W_enc, b_enc, *_ = params(torch.float32, tok=3000)
+    p = x @ W_enc.T + b_enc
+    assert len(encode(x, W_enc, b_enc, choose_in=torch.int8).over(0.25).latent) == int((p > 0.25).sum())
+    monkeypatch.setattr(preacts, "Coarse", lambda x, W, b, raised: Coarse(x, W, b, False))
+    assert len(encode(x, W_enc, b_enc, choose_in=torch.int8).over(0.25).latent) < int((p > 0.25).sum())
 
 
 def test_a_bf16_choice_is_generous_before_it_is_cut(monkeypatch):
@@ -236,7 +310,7 @@ def test_a_score_is_told_which_tokens_it_sees(monkeypatch):
     monkeypatch.setattr(preacts, "CHUNK_BYTES", 1)
     x, W_enc, *_ = params(torch.float32)
     bonus = torch.rand(TOK, D_SAE, generator=torch.Generator().manual_seed(5))
-    for choose_in in (None, torch.bfloat16):
+    for choose_in in (None, torch.bfloat16, torch.int8):
         s = encode(x, W_enc, choose_in=choose_in).choose(topk, 6, score=lambda c, t: c.relu() * bonus[t].to(c.dtype))
         assert torch.equal(chosen(s), largest_of((x @ W_enc.T).relu() * bonus, 6))
 
@@ -270,13 +344,15 @@ def test_the_whole_of_the_scores_never_exists(rule, monkeypatch):
 
 
 @pytest.mark.parametrize("kept", [2**27, 0], ids=["kept", "too large to keep"])
-@pytest.mark.parametrize("choose_in", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("choose_in", [torch.float32, torch.bfloat16, torch.int8])
 def test_a_second_choice_among_latents_named_beforehand_takes_the_numbers_of_the_first(choose_in, kept, monkeypatch):
     monkeypatch.setattr(preacts, "REMEMBERED", kept)
     monkeypatch.setattr(preacts, "CHUNK_BYTES", 1)
     x, W_enc, b_enc, *_ = params(torch.float32)
-    products, real = [], torch.addmm
-    monkeypatch.setattr(torch, "addmm", lambda *a, **b: products.append(a) or real(*a, **b))
+    products = []
+    for where, name in ((torch, "addmm"), (Coarse, "numbers")):
+        real = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, real=real, **b: products.append(a) or real(*a, **b))
     with torch.no_grad():
         pre = encode(x, W_enc, b_enc, choose_in=choose_in, again=DEAD)
         first, whole = pre.choose(topk, 4), len(products)
@@ -286,6 +362,63 @@ def test_a_second_choice_among_latents_named_beforehand_takes_the_numbers_of_the
         assert torch.equal(chosen(second), chosen(other.choose(topk, 2, among=DEAD)))
         assert torch.equal(chosen(first), chosen(other.choose(topk, 4)))
         torch.testing.assert_close(pre.values(second), other.values(second))
+
+
+def corners(x, W_enc, b_enc, centre, W_dec, k, **kwargs):
+    pre = encode(x, W_enc, b_enc, centre=centre, again=DEAD, **kwargs)
+    return pre, corner(pre, W_dec, DEAD, k)
+
+
+@pytest.mark.parametrize("k", [9, 14, 200])
+def test_a_corner_is_what_its_nonzeros_give(k):
+    given = []
+    for dense in (True, False):
+        leaves = params()[:5]
+        pre, out = corners(*leaves, k)
+        assert out is not None
+        if not dense:
+            out = decode(pre.keep(pre.choose(topk, k, among=DEAD)).relu(), leaves[4])
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        (out * weight).sum().backward()
+        given.append([out, *(leaf.grad.to_dense() for leaf in leaves)])
+    for a, b in zip(*given):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_few_nonzeros_are_no_corner():
+    leaves = params()[:5]
+    assert corners(*leaves, 7)[1] is None and corners(*leaves, 8)[1] is not None
+    assert corners(*params(torch.float32)[:5], 2, choose_in=torch.bfloat16)[1] is not None
+    assert corner(encode(*leaves[:2]), leaves[4], torch.zeros(D_SAE, dtype=torch.bool), 3) is None
+
+
+@COARSE
+def test_a_corner_is_as_exact_as_bf16(coarse):
+    leaves = params(torch.float32)[:5]
+    pre, near = corners(*leaves, 9, choose_in=coarse)
+    with torch.no_grad():
+        pre.choose(topk, 4)  # what it remembers in 8 bits is too rough for a value
+    (_, fine), (_, again) = corners(*leaves, 9), (pre, corner(pre, leaves[4], DEAD, 9))
+    off = (near - fine).norm() / fine.norm()
+    assert 1e-5 < off < 0.02 and (again - fine).norm() / fine.norm() < 0.02
+
+
+def test_a_corner_gradient_joins_the_others_of_its_weight():
+    """It is sparse; autograd adds it to the dense one, whichever comes first."""
+    leaves = params()[:5]
+    pre, out = corners(*leaves, 9)
+    whole = decode(pre.keep(pre.choose(topk, 4)), leaves[4])
+    (out + whole).square().sum().backward()
+    assert not any(leaf.grad.is_sparse for leaf in leaves)
+
+
+def test_the_largest_are_kept_where_they_are():
+    score = torch.tensor(
+        [[3, -1, 3, 2, 3, 0.5], [-1, -2, -3, 0, -4, -5], [1, 2, 0, 0, 0, 0], [torch.nan, 1, 2, 3, 4, 5]]
+    )
+    kept = backend_of(score).keep_largest(score, 2)
+    assert kept[:3].tolist() == [[3, 0, 3, 0, 0, 0], [0] * 6, [1, 2, 0, 0, 0, 0]]
+    assert kept[3].isnan()[0] and kept[3, 1:].tolist() == [0, 0, 0, 0, 5]
 
 
 def test_an_empty_batch_of_latents_works():
@@ -300,7 +433,7 @@ def test_an_empty_batch_of_latents_works():
 @pytest.mark.parametrize("nan", [torch.nan, -torch.nan], ids=["positive", "negative"])
 @pytest.mark.parametrize("where", ["x", "W_enc", "b_enc"])
 @pytest.mark.parametrize("name", [n for n in TWINS if "among" not in n and "forbidden" not in n])
-@pytest.mark.parametrize("choose_in", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("choose_in", [torch.float32, torch.bfloat16, torch.int8])
 def test_nan_reaches_the_loss(choose_in, name, where, nan):
     x, W_enc, b_enc, *_ = params(torch.float32)
     {"x": x, "W_enc": W_enc, "b_enc": b_enc}[where].data.view(-1)[17] = nan
@@ -369,4 +502,4 @@ def test_an_unknown_backend_is_named():
 
 
 def test_the_choice_dtype_is_measured_once():
-    assert choice_dtype() in (torch.float32, torch.bfloat16) and choice_dtype() is choice_dtype()
+    assert choice_dtype() in (torch.float32, torch.bfloat16, torch.int8) and choice_dtype() is choice_dtype()

@@ -22,7 +22,7 @@ def fingerprint(threads):
     x = torch.randn(700, 64, generator=rng)
     prints = []
     for name in ("topk", "batchtopk"):
-        for choose_in in ("float32", "bfloat16"):
+        for choose_in in ("float32", "bfloat16", "int8"):
             sae = build(name, d_in=64, d_sae=3000, k=20, choose_in=choose_in)
             adam = Adam(sae.named_parameters(), lr=1e-3, unit=["W_dec"])
             for _ in range(2):

@@ -332,7 +332,7 @@ def test_what_a_run_measured_it_holds_to_the_end(tmp_path, monkeypatch):
             return super().statistics(site)._replace(mean_square=1e6)
 
     def quicker(dtype):
-        monkeypatch.setattr("sae_lab.saes.base.choice_dtype", lambda device: dtype)
+        monkeypatch.setattr("sae_lab.saes.base.choice_dtype", lambda device, d_in: dtype)
 
     straight, broken = topk(choose_in="auto"), topk(choose_in="auto")
     quicker(torch.bfloat16)

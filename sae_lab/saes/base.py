@@ -107,8 +107,8 @@ class SAE(nn.Module, ABC):
         encoder_bias: bool = knob(True, help="whether latents have a bias of their own; without, b_enc does not exist")
         choose_in: str = knob(
             "auto",
-            choices=("auto", "float32", "bfloat16"),
-            help="precision of the numbers to choose latents from (kept values are exact); auto: the quicker here",
+            choices=("auto", "float32", "bfloat16", "int8"),
+            help="precision of the numbers to choose latents from (kept values are exact); auto: the quickest here",
         )
 
         def __post_init__(self):
@@ -147,7 +147,7 @@ class SAE(nn.Module, ABC):
     def choose_in(self) -> torch.dtype:
         """The precision that latents are chosen in; a run records it."""
         asked = self.cfg.choose_in
-        return choice_dtype(self.W_enc.device.type) if asked == "auto" else getattr(torch, asked)
+        return choice_dtype(self.W_enc.device.type, self.cfg.d_in) if asked == "auto" else getattr(torch, asked)
 
     def pre(self, x: Acts, centre: Tensor | None = None, again: LatentMask | None = None) -> PreActs:
         """(x - centre) @ W_enc.T + b_enc, to choose from; `again`: latents a second choice is made among."""

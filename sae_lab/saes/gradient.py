@@ -67,7 +67,7 @@ class Gradient(SAE, name="gradient"):
     def _choose(self, pre: PreActs, grad: Rows, per_grad: Scalar) -> Support:
         """The k latents of highest z * (1 + beta |<d, g>|)."""
         g, W = grad * (self.cfg.beta * per_grad), self.W_dec.detach()
-        both = {dtype: (g.to(dtype), W.to(dtype)) for dtype in (pre.choose_in, W.dtype)}
+        both = {dtype: (g.to(dtype), W.to(dtype)) for dtype in (pre.numbers, W.dtype)}
 
         def score(z, tokens):
             g, W = both[z.dtype]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..shapes import Direction, LatentMask, PerLatent, Rows, Scalar, Weights
-from ..sparse import Latents, PreActs, decode, topk
+from ..sparse import Latents, PreActs, corner, decode, topk
 
 
 def mse(x_hat: Rows, target: Rows) -> Scalar:
@@ -27,8 +27,10 @@ def dead_error(pre: PreActs, W_dec: Weights, residual: Rows, dead: LatentMask, k
     k = min(k, int(dead.sum()))
     if k == 0:
         return residual.new_zeros(())
-    z = pre.keep(pre.choose(topk, k, among=dead)).relu()
-    return mse(decode(z, W_dec).reshape(residual.shape), residual)
+    explained = corner(pre, W_dec, dead, k)
+    if explained is None:
+        explained = decode(pre.keep(pre.choose(topk, k, among=dead)).relu(), W_dec)
+    return mse(explained.reshape(residual.shape), residual)
 
 
 def shortfall_error(pre: PreActs, W_dec: Weights, residual: Rows, short: PerLatent, k: int) -> Scalar:

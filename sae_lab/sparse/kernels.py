@@ -1,8 +1,8 @@
 """The loops: numba on numpy views. Each output row is written by one thread, in one order.
 
 So a result depends neither on the number of threads nor on the run. `fastmath` allows reassociation (vector sums) and
-FMA but not "no NaN": a NaN must arrive in the loss, not vanish in a comparison. All kernels live in this one file
-because numba's cache is invalidated by the file of the kernel alone.
+FMA but not "no NaN": a NaN must arrive in the loss, not vanish in a comparison. Kernels live in two files, this and
+`choosing`, because numba's cache is invalidated by the file of the kernel alone.
 """
 
 from typing import no_type_check
@@ -119,112 +119,6 @@ def transpose(start, col, n_cols):
     return first, row, order
 
 
-@jit()
-@no_type_check
-def kth_largest(a, k):
-    """By bisection on the value: counting vectorises, and unlike np.partition nothing is copied (5-7x faster here)."""
-    lo = hi = a.dtype.type(0)
-    for i in range(a.size):
-        hi = max(hi, a[i])
-    while lo < hi:
-        mid, n = a.dtype.type(lo + (hi - lo + 1) // 2), np.int32(0)
-        for i in range(a.size):
-            n += np.int32(1) if a[i] >= mid else np.int32(0)
-        if n >= k:
-            lo = mid
-        else:
-            hi = a.dtype.type(mid - 1)
-    return lo
-
-
-@jit()
-@no_type_check
-def select(row, k, best, lane, found, near, out, value):
-    """Columns and values of the k largest positive of `row`, by column; ties go to the lowest. Returns how many.
-
-    `row` is floats seen as integers: for positive numbers the order is the same. `best` takes the largest of each
-    lane (column modulo lanes); the k-th of those bounds the answer from below, and only lanes that reach it are read
-    again. Inner loops run over slices: an index that might be negative would keep them from being vectorised.
-    """
-    lanes, k = best.size, min(k, row.size)
-    if k == 0:
-        return 0
-    best[:] = 0
-    for b in range(0, row.size, lanes):
-        piece = row[b : b + lanes]
-        for i in range(piece.size):
-            best[i] = max(best[i], piece[i])
-    least = max(kth_largest(best, k), row.dtype.type(1)) if k <= lanes else row.dtype.type(1)
-    n = m = 0
-    for i in range(lanes):
-        if best[i] >= least:
-            lane[n] = i
-            n += 1
-    for b in range(0, row.size, lanes):
-        for i in lane[:n]:
-            if b + i < row.size and row[b + i] >= least:
-                found[m], near[m] = b + i, row[b + i]
-                m += 1
-    kth, ties = least, m
-    if m > k:
-        kth, ties = kth_largest(near[:m], k), k
-        for q in range(m):
-            ties -= near[q] > kth
-    got = 0
-    for q in range(m):
-        if near[q] > kth or (near[q] == kth and ties > 0):
-            ties -= near[q] == kth
-            out[got], value[got] = found[q], near[q]
-            got += 1
-    return got
-
-
-@jit(parallel=True)
-@no_type_check
-def select_rows(key, k, lanes, out, value, count):
-    """The k largest positive of every row, into out[t, :count[t]] and value."""
-    tok, n = key.shape
-    for part in numba.prange(PARTS):
-        best, near = np.empty(lanes, key.dtype), np.empty(n, key.dtype)
-        lane, found = np.empty(lanes, np.int32), np.empty(n, np.int32)
-        for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
-            count[t] = select(key[t], k, best, lane, found, near, out[t], value[t])
-
-
-@jit(parallel=True)
-@no_type_check
-def columns(a, index, out):
-    """Some columns of every row."""
-    for part in numba.prange(PARTS):
-        for t in range(len(a) * part // PARTS, len(a) * (part + 1) // PARTS):
-            row, to = a[t], out[t]
-            for i in range(index.size):
-                to[i] = row[index[i]]
-
-
-@jit(parallel=True)
-@no_type_check
-def prune(start, key, quota, keep, floor):
-    """Marks each group's `quota[g]` largest positive keys, the first of equals; `floor[g]`: a later key must exceed it.
-
-    Group g is key[start[g]:start[g + 1]]; keys are floats seen as integers.
-    """
-    zero, one = key.dtype.type(0), key.dtype.type(1)
-    for part in numba.prange(PARTS):
-        for g in range(cut(start, part), cut(start, part + 1)):
-            group, kept = key[start[g] : start[g + 1]], keep[start[g] : start[g + 1]]
-            q = quota[g]
-            kth = max(kth_largest(group, q), one) if 0 < q <= group.size else one
-            ties = q
-            for i in range(group.size):
-                ties -= group[i] > kth
-            for i in range(group.size):
-                tied = group[i] == kth and ties > 0
-                ties -= tied
-                kept[i] = q > 0 and (group[i] > kth or tied)
-            floor[g] = kth if ties == 0 and q > 0 else zero
-
-
 @jit(parallel=True)
 @no_type_check
 def count_kept(start, keep, count):
@@ -248,62 +142,6 @@ def fill_kept(start, keep, col, value, new, out, kept):
                 if keep[p]:
                     out[q], kept[q] = col[p], value[p]
                     q += 1
-
-
-@jit()
-@no_type_check
-def widen(piece, half, bits, out):
-    """out = piece as floats; `half`: they are bf16 seen as int16."""
-    if half:
-        as_float = bits.view(np.float32)
-        for i in range(piece.size):
-            bits[i] = np.int32(piece[i]) << np.int32(16)
-        for i in range(piece.size):
-            out[i] = as_float[i]
-    else:
-        for i in range(piece.size):
-            out[i] = piece[i]
-
-
-@jit(parallel=True)
-@no_type_check
-def count_above(score, half, floor, count):
-    """How many of each row are not at or below the floor: a NaN counts."""
-    tok, n = score.shape
-    for part in numba.prange(PARTS):
-        bits, wide = np.empty(256, np.int32), np.empty(256, floor.dtype)
-        for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
-            hits = np.int32(0)
-            for b in range(0, n, 256):
-                piece, low = score[t, b : b + 256], floor[b : b + 256]
-                widen(piece, half, bits, wide)
-                for i in range(piece.size):
-                    hits += np.int32(0) if wide[i] <= low[i] else np.int32(1)
-            count[t] = hits
-
-
-@jit(parallel=True)
-@no_type_check
-def fill_above(score, half, floor, start, latent, value):
-    """Which they are, and their values, from place start[t] on."""
-    tok, n = score.shape
-    for part in numba.prange(PARTS):
-        bits, wide = np.empty(256, np.int32), np.empty(256, floor.dtype)
-        for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
-            p = start[t]
-            for b in range(0, n, 256):
-                piece, low = score[t, b : b + 256], floor[b : b + 256]
-                widen(piece, half, bits, wide)
-                for c in range(0, piece.size, 64):
-                    near, under = wide[c : min(c + 64, piece.size)], low[c : c + 64]
-                    hits = np.int32(0)
-                    for i in range(near.size):
-                        hits += np.int32(0) if near[i] <= under[i] else np.int32(1)
-                    if hits > 0:  # most stretches have none, and counting is vectorised
-                        for i in range(near.size):
-                            if not near[i] <= under[i]:
-                                latent[p], value[p] = b + c + i, near[i]
-                                p += 1
 
 
 @jit(parallel=True)

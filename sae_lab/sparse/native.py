@@ -6,7 +6,7 @@ import numba
 import torch
 from torch import Tensor
 
-from . import kernels
+from . import choosing, kernels
 from .scratch import scratch
 
 INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
@@ -58,28 +58,50 @@ def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     lanes = min(max(64, 1 << (8 * k - 1).bit_length()), d_sae)
     out, value = torch.empty(tok, k, dtype=torch.int32), torch.empty(tok, k, dtype=score.dtype)
     count, integer = torch.empty(tok, dtype=torch.long), INTEGER[score.dtype]
-    run(kernels.select_rows, score.contiguous().view(integer), k, lanes, out, value.view(integer), count)
+    run(choosing.select_rows, score.contiguous().view(integer), k, lanes, out, value.view(integer), count)
     if bool((count == k).all()):
         return out.ravel(), count, value.ravel()
     there = torch.arange(k) < count[:, None]
     return out[there], count, value[there]
 
 
+def keep_largest(score: Tensor, k: int) -> Tensor:
+    """The k largest positive scores of each token, zeros elsewhere."""
+    if score.numel() and not (score[0].sum() + score[:, 0].sum()).isfinite():
+        score = torch.where(score.isnan(), torch.nan, score)
+    out, integer = scratch(tuple(score.shape), score.dtype), INTEGER[score.dtype]
+    run(choosing.keep_largest, score.contiguous().view(integer), k, out.view(integer))
+    return out
+
+
 def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
     """Some columns of `a`, into `out`."""
     integer = INTEGER[a.dtype]
-    run(kernels.columns, a.view(integer), index, out.view(integer))
+    run(choosing.columns, a.view(integer), index, out.view(integer))
+
+
+def quantise(rows: Tensor, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows in 8 bits: codes, each row's scale and norm, and the norm of what rounding took from it."""
+    code = scratch(tuple(rows.shape), torch.uint8 if zero else torch.int8)
+    scale, norm, lost = (rows.new_empty(len(rows)) for _ in range(3))
+    run(choosing.quantise, rows, zero, code, scale, norm, lost)
+    return code, scale, norm, lost
+
+
+def to_scale(numbers: Tensor, scale, bias, reach, norm, blur, lost) -> None:
+    """numbers[t, l] * scale[t] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in place, in bf16."""
+    run(choosing.to_scale, numbers.view(torch.int16), scale, bias, reach, norm, blur, lost)
 
 
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The latents of each token's scores over their latent's floor, how many, and the scores (bf16 as float32)."""
-    half = score.dtype == torch.bfloat16
-    numbers = score.contiguous().view(torch.int16) if half else score
+    numbers = score.contiguous().view(torch.int16) if score.dtype == torch.bfloat16 else score
     count = torch.empty(len(score), dtype=torch.long)
-    run(kernels.count_above, numbers, half, floor, count)
+    hits = torch.empty(len(score), -(-score.shape[1] // choosing.STRETCH), dtype=torch.uint8)
+    run(choosing.count_above, numbers, floor, hits, count)
     start = torch.cat([count.new_zeros(1), count.cumsum(0)])
     latent, value = torch.empty(int(start[-1]), dtype=torch.int32), torch.empty(int(start[-1]), dtype=floor.dtype)
-    run(kernels.fill_above, numbers, half, floor, start, latent, value)
+    run(choosing.fill_above, numbers, floor, hits, start, latent, value)
     return latent, count, value
 
 
@@ -88,7 +110,7 @@ def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
     score = torch.where(score.isnan(), torch.nan, score)  # a NaN of either sign sorts above all
     keep, floor = torch.empty(len(score), dtype=torch.bool), score.new_empty(len(quota))
     integer = INTEGER[score.dtype]
-    run(kernels.prune, start, score.view(integer), quota, keep, floor.view(integer))
+    run(choosing.prune, start, score.view(integer), quota, keep, floor.view(integer))
     return keep, floor.masked_fill_(quota == 0, torch.inf)
 
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from ..shapes import Acts, Direction, LatentMask, PerLatent, Rows, Values, Weights
 from .backends import backend_of
 from .choose import Chunks, Rule, above
+from .coarse import WIDEST, ZERO, Coarse, Codes, available, blurred
 from .latents import Latents, Support, dots, latent_sums, latent_totals, sums
 from .scratch import scratch
 
 CHUNK_BYTES = 2**24  # of scores that exist at a time
+FRESH_BYTES = 2**22  # the same where each chunk is new memory: the allocator gives small pieces back to the next
 FEWEST = 64  # tokens in a chunk at least: below, the weights are read too often
 REMEMBERED = 2**27  # bytes of scores that are kept for a second choice, at most
 EXACT_ABOVE = 0.2  # share that is chosen above which exact numbers for all cost less than for a generous choice
@@ -55,7 +57,7 @@ class PreActs:
     Attributes:
         inputs: x (flattened), W_enc, b_enc and centre, with their graph.
         centred: x - centre, as numbers.
-        choose_in: the precision of the dense numbers; kept values always have that of x.
+        choose_in: the precision of the dense product; kept values always have that of x.
         lead: the leading axes of x.
         again: latents among which a second choice will be made; their numbers are kept from the first product.
     """
@@ -75,6 +77,11 @@ class PreActs:
     @property
     def d_sae(self) -> int:
         return len(self.inputs[1])
+
+    @property
+    def numbers(self) -> torch.dtype:
+        """What the dense numbers of a coarse choice come in."""
+        return torch.bfloat16 if self.choose_in == torch.int8 else self.choose_in
 
     @torch.no_grad()
     def choose(
@@ -101,11 +108,13 @@ class PreActs:
         chunks = Chunks(
             self.tok,
             self.d_sae if index is None else len(index),
-            lambda: self._scored(self.centred.dtype if exact else self.choose_in, index, among, score, signed),
+            lambda: self._scored(self.centred.dtype if exact else self.coarse, index, among, score, signed, raised),
         )
         exact = self.choose_in == self.centred.dtype or rule.density(part, chunks) > EXACT_ABOVE
-        exact = exact or (score is not None and rule is above)  # no margin is known for a floor on a score
-        s = rule.choose(chunks, part if exact else rule.generous(part, lambda floor: self._margin(floor, index)))
+        exact = exact or (rule is above and (score is not None or signed))  # no margin is known for those
+        raised = not exact and rule is above and self.coarse == torch.int8  # numbers come with their margin
+        generous = part if exact or raised else rule.generous(part, lambda floor: self._margin(floor, index))
+        s = rule.choose(chunks, generous)
         full = s if index is None else s.relabel(index, self.d_sae)
         if not exact:
             return self._cut(rule, s, full, part, score, signed)
@@ -167,32 +176,69 @@ class PreActs:
     def _step(self, d_sae: int, dtype: torch.dtype) -> int:
         return max(1, min(self.tok, max(FEWEST, CHUNK_BYTES // max(1, d_sae * dtype.itemsize))))
 
-    def _scored(self, dtype, index, among, score, signed) -> Iterator[tuple[slice, Tensor]]:
-        for tokens, dense in self._dense(dtype, index):
+    def _scored(self, dtype, index, among, score, signed, raised) -> Iterator[tuple[slice, Tensor]]:
+        for tokens, dense in self._dense(dtype, index, raised):
             if score is not None:
                 dense = score(dense, tokens)
                 dense = dense if among is None else dense.masked_fill(~among, 0)
             yield tokens, dense.abs() if signed else dense
 
-    def _dense(self, dtype: torch.dtype, index: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-        """The one dense product of a step, chunk by chunk, in reused memory."""
-        if index is not None and index is self._again and dtype in self.seen:
+    def _dense(self, dtype: torch.dtype, index: Tensor | None, raised: bool) -> Iterator[tuple[slice, Tensor]]:
+        """The one dense product of a step, chunk by chunk; what is asked for again is remembered."""
+        if index is not None and index is self._again and dtype in self.seen and not raised:
             yield slice(0, self.tok), self.seen[dtype]
             return
-        _, W, b, _ = self.inputs
-        keep = self._memory(dtype) if index is None else None
-        W, b = (None if t is None else t.detach() if index is None else t.detach()[index] for t in (W, b))
+        keep = self._memory(dtype) if index is None and not raised else None
+        product = self._in_bytes(index, raised) if dtype == torch.int8 else self._in_floats(dtype, index)
+        for tokens, out in product:
+            if keep is not None:
+                backend_of(out).columns(out, self._again, keep[tokens])
+            yield tokens, out
+        if keep is not None:
+            self.seen[dtype] = keep
+
+    @torch.no_grad()
+    def dense_among(self, among: LatentMask, index: Tensor) -> Tensor:
+        """[tok, len(index)] numbers of a few latents, those that `among` marks, in floats of the choice's precision."""
+        if among is self.again and self.numbers in self.seen:
+            return self.seen[self.numbers]
+        out = scratch((self.tok, len(index)), self.numbers, self.centred.device)
+        for tokens, part in self._in_floats(self.numbers, index):
+            out[tokens] = part
+        return out
+
+    def _in_floats(self, dtype: torch.dtype, index: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+        W, b = self._weights(index)
         x, W, b = (None if t is None else t.to(dtype) for t in (self.centred, W, b))
         step = self._step(len(W), dtype)
         for t in range(0, max(1, self.tok), step):  # no tokens: one empty chunk
             rows = x[t : t + step]
             out = scratch((len(rows), len(W)), W.dtype, W.device)
             torch.mm(rows, W.T, out=out) if b is None else torch.addmm(b, rows, W.T, out=out)
-            if keep is not None:
-                backend_of(out).columns(out, self._again, keep[t : t + len(rows)])
             yield slice(t, t + len(rows)), out
-        if keep is not None:
-            self.seen[dtype] = keep
+
+    def _in_bytes(self, index: Tensor | None, raised: bool) -> Iterator[tuple[slice, Tensor]]:
+        W, b = self._weights(index)
+        coarse = Coarse(self._codes, Codes.of(W, 0), b, raised)
+        step = max(FEWEST, FRESH_BYTES // (2 * len(W)))
+        for t in range(0, self.tok, step):
+            tokens = slice(t, min(t + step, self.tok))
+            yield tokens, coarse.numbers(tokens)
+
+    def _weights(self, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Encoder weights and bias as numbers, of all latents or of some."""
+        _, W, b, _ = self.inputs
+        return tuple(None if t is None else t.detach() if index is None else t.detach()[index] for t in (W, b))
+
+    @cached_property
+    def _codes(self) -> Codes:
+        return Codes.of(self.centred, ZERO)
+
+    @cached_property
+    def coarse(self) -> torch.dtype:
+        """The precision the choice is really made in: bf16 where 8 bits would blur these activations."""
+        eight = self.choose_in == torch.int8 and self.tok > 0 and not blurred(self.centred, self._codes)
+        return self.choose_in if eight else self.numbers
 
     @cached_property
     def _again(self) -> Tensor | None:
@@ -201,9 +247,9 @@ class PreActs:
     def _memory(self, dtype: torch.dtype) -> Tensor | None:
         """Room for the numbers of the latents that are asked for again, if they are few enough and not there yet."""
         n = 0 if self._again is None or dtype in self.seen else len(self._again)
-        if not 0 < n * self.tok * dtype.itemsize <= REMEMBERED:
+        if not 0 < n * self.tok * max(2, dtype.itemsize) <= REMEMBERED:
             return None
-        return scratch((self.tok, n), dtype, self.centred.device)
+        return scratch((self.tok, n), self.numbers if dtype == torch.int8 else dtype, self.centred.device)
 
 
 def _places(mask: LatentMask) -> Tensor:
@@ -222,27 +268,35 @@ def encode(
     """(x - centre) @ W_enc.T + b_enc, to choose latents from.
 
     Args:
-        choose_in: `torch.bfloat16` makes the dense product up to 4x cheaper where the CPU can; the choice is made among
-            a few more latents and then by exact values, and kept values are exact in any case. None: as x.
+        choose_in: `torch.bfloat16` or `torch.int8` makes the dense product up to 4x or 5x cheaper where the CPU can
+            (int8 where it cannot: as x); the choice is made among a few more latents and then by exact values, and kept
+            values are exact in any case. None: as x.
         again: the `among` of a second choice, which then costs no second product.
     """
     rows = x.reshape(-1, x.shape[-1])
     centred = rows.detach() if centre is None else (rows - centre).detach()
     coarse = choose_in if choose_in is not None and rows.dtype == torch.float32 else rows.dtype
+    if coarse == torch.int8 and not (rows.device.type == "cpu" and 0 < rows.shape[1] <= WIDEST and available()):
+        coarse = rows.dtype
     return PreActs((rows, W_enc, b_enc, centre), centred, coarse, tuple(x.shape[:-1]), again)
 
 
 @cache
-def choice_dtype(device: str = "cpu") -> torch.dtype:
-    """The quicker precision to choose in on this machine, measured once per process: bf16 needs hardware for it."""
+def choice_dtype(device: str = "cpu", d_in: int = 512) -> torch.dtype:
+    """The quickest precision to choose in on this machine, measured once per process and width: fewer bits need
+    hardware for them, and must gain a fifth to be worth their second look."""
     rng = torch.Generator(device).manual_seed(0)  # of its own: the user's draws stay what they were
-    x, W = (torch.randn(n, 512, device=device, generator=rng) for n in (256, 2048))
-    spent = {torch.float32: [], torch.bfloat16: []}
-    for _ in range(5):
+    x, W = (torch.randn(n, d_in, device=device, generator=rng) for n in (1024, 4096))
+    spent = {dtype: [] for dtype in (torch.float32, torch.bfloat16, torch.int8)}
+    for _ in range(4):
         for dtype, times in spent.items():
-            a, b = x.to(dtype), W.to(dtype)
+            pre = encode(x, W, choose_in=dtype)
             begin = time.perf_counter()
-            (a @ b.T)[0, 0].item()
+            for _, out in pre._dense(pre.coarse, None, False):
+                out[0, 0].item()
             times.append(time.perf_counter() - begin)
-    whole, half = (statistics.median(times[1:]) for times in spent.values())
-    return torch.bfloat16 if half < 0.6 * whole else torch.float32
+    seconds = {dtype: statistics.median(times[1:]) for dtype, times in spent.items()}
+    best = torch.float32
+    for dtype in (torch.bfloat16, torch.int8):
+        best = dtype if seconds[dtype] < 0.8 * seconds[best] else best
+    return best

@@ -33,9 +33,34 @@ def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return mask.nonzero()[:, 1].int(), mask.sum(1), score[mask]
 
 
+def keep_largest(score: Tensor, k: int) -> Tensor:
+    """The k largest positive scores of each token, zeros elsewhere."""
+    order = score.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    return torch.zeros_like(score).scatter_(1, order, score.gather(1, order)).clamp_(min=0)
+
+
 def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
     """Some columns of `a`, into `out`."""
     out.copy_(a[:, index])
+
+
+def quantise(rows: Tensor, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows in 8 bits: codes, each row's scale and norm, and the norm of what rounding took from it."""
+    norm = rows.norm(dim=1)
+    good = norm.isfinite() & (norm > 0)
+    rows = torch.where(good[:, None], rows, 0)
+    most = rows.abs().amax(1)
+    scale = most / 127
+    near = (rows * (127 / most.clamp(min=torch.finfo(rows.dtype).tiny))[:, None]).round()
+    lost = (rows - near * scale[:, None]).norm(dim=1)
+    scale = scale.masked_fill(~norm.isfinite(), torch.nan)
+    norm = norm.masked_fill(~good, 0)
+    return (near + zero).to(torch.uint8 if zero else torch.int8), scale, norm, lost
+
+
+def to_scale(numbers: Tensor, scale, bias, reach, norm, blur, lost) -> None:
+    """numbers[t, l] * scale[t] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in place, in bf16."""
+    numbers.copy_(numbers.float() * scale[:, None] + bias + reach[:, None] * norm + blur[:, None] * lost)
 
 
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
