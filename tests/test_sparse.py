@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sae_lab.sparse import (
+    Chunks,
     Latents,
     Rule,
     Support,
@@ -14,6 +15,7 @@ from sae_lab.sparse import (
     backend_of,
     batch_topk,
     choice_dtype,
+    choose,
     column_topk,
     corner,
     decode,
@@ -304,6 +306,22 @@ def test_a_rule_of_ones_own_sees_chunks_and_needs_one_method(monkeypatch):
     x, W_enc, *_ = params()
     assert encode(x, W_enc).choose(First(), 2).latent.tolist() == [0, 1] * TOK
     assert seen == [(slice(0, 64), (64, D_SAE)), (slice(64, 70), (6, D_SAE))]
+
+
+@pytest.mark.parametrize(("loudness", "seen"), [(1.0, 1), (3.0, 2), (0.2, 2)])
+def test_a_guessed_floor_changes_no_choice(loudness, seen):
+    """Also where the first tokens, which it is guessed from, are louder or quieter than the others."""
+    score = torch.randn(700, 300, generator=torch.Generator().manual_seed(4)).relu()
+    score[: choose.SAMPLE] *= loudness
+    times = []
+
+    def pieces():
+        times.append(1)
+        return ((slice(t, t + 140), score[t : t + 140]) for t in range(0, 700, 140))
+
+    s = batch_topk(Chunks(700, 300, pieces), 2100)
+    assert len(s.latent) == 2100 and len(times) == seen
+    assert torch.equal(chosen(s, 700), score > score.ravel().sort().values[-2101])
 
 
 def test_a_score_is_told_which_tokens_it_sees(monkeypatch):

@@ -21,6 +21,8 @@ from ..shapes import LatentMask, Scores, Values
 from .backends import backend_of
 from .latents import Support, starts
 
+SAMPLE = 128  # tokens by which the floor of a batch is guessed
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -97,7 +99,8 @@ class BatchTopK(Rule):
     """The n largest of the batch."""
 
     def choose(self, chunks: Chunks, amount: int) -> Support:
-        return _pooled(chunks, torch.tensor([amount]), amount, _by_batch)
+        found = _guessed(chunks, amount) if chunks.tok >= 2 * SAMPLE else None
+        return _pooled(chunks, torch.tensor([amount]), amount, _by_batch) if found is None else found
 
     def density(self, amount: int, chunks: Chunks) -> float:
         return amount / max(1, chunks.tok * chunks.d_sae)
@@ -146,25 +149,47 @@ class Above(Rule):
 topk, batch_topk, column_topk, above = TopK(), BatchTopK(), ColumnTopK(), Above()
 
 
+def _guessed(chunks: Chunks, n: int) -> Support | None:
+    """The n largest of the batch by a floor guessed from its first tokens; None where the guess was far off."""
+    floor, parts, found = None, [], 0
+    for _, score in chunks:
+        if floor is None:
+            some = score[:SAMPLE]
+            first = _support(chunks.d_sae, [backend_of(score).above(some, _floor(0.0, score))])
+            floor = _by_batch(first, first.score, first.start.new_tensor([2 * n * len(some) // chunks.tok]))[1][0]
+        parts.append(_support(chunks.d_sae, [backend_of(score).above(score, _floor(floor, score))]))
+        found += len(parts[-1].latent)
+        if found > 8 * n:
+            return None
+    if found < n and floor > 0:
+        return None
+    pool = Support.join(parts)
+    return pool.subset(_by_batch(pool, pool.score, pool.start.new_tensor([n]))[0])
+
+
 def _pooled(chunks: Chunks, quota: Tensor, total: int, prune: Callable) -> Support:
     """The `quota` largest of each group, seeing each chunk once.
 
     Whatever exceeds the floor joins a pool. A full pool is pruned to the quota, and the least that stayed becomes the
-    new floor: nothing at or below it can be in the answer, since `quota` better or earlier ones are known. Chunks are
-    seen a few tokens at a time, so that the floor rises before most of them are looked at.
+    new floor: nothing at or below it can be in the answer, since `quota` better or earlier ones are known. Few tokens
+    are seen at first, then as many as before, so that the floor rises before most of them are looked at.
     """
-    floor, parts = torch.zeros(()), []
+    floor, parts, seen = torch.zeros(()), [], 0
 
     def pruned():
         pool = Support.join(parts)
         keep, least = prune(pool, pool.score, quota.to(pool.score.device))
         return pool.subset(keep), least if len(least) == chunks.d_sae else least[0]
 
-    for score in (part for _, chunk in chunks for part in chunk.split(max(1, 2 * total // max(1, chunks.d_sae)))):
-        parts.append(_support(chunks.d_sae, [backend_of(score).above(score, _floor(floor, score))]))
-        if sum(len(part.latent) for part in parts) > 2 * total:
-            pool, floor = pruned()
-            parts = [pool]
+    for _, chunk in chunks:
+        at = 0
+        while not at or at < len(chunk):
+            score = chunk[at : at + max(1, seen, 2 * total // max(1, chunks.d_sae))]
+            parts.append(_support(chunks.d_sae, [backend_of(score).above(score, _floor(floor, score))]))
+            at, seen = at + max(1, len(score)), seen + len(score)
+            if sum(len(part.latent) for part in parts) > 2 * total:
+                pool, floor = pruned()
+                parts = [pool]
     return pruned()[0]
 
 
