@@ -225,30 +225,25 @@ def test_an_answer_that_was_cut_short_teaches_no_end():
     assert 0 < sum(ends) < len(ends)
 
 
-def test_the_factors_of_the_delta_are_what_fine_tuning_changed():
-    """Exactly with rank enough, with less the nearest that this rank allows; only chat tokens' embeddings move."""
+def test_what_differs_is_all_that_fine_tuning_changed():
+    """Matrices and the chat tokens' embeddings; everything else stays the base's."""
     model = llama(*SHAPE, IDS)
     tuned = Tuned(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for _ in range(3):
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
         tuned.step(1.0)
-    whole, low = tuned.factors(rank=64), tuned.factors(rank=4)
-    for name, weight in tuned.named.items():
-        change = weight - tuned.base[name]
-        torch.testing.assert_close(whole[f"{name}.up"] @ whole[f"{name}.down"], change, rtol=1e-3, atol=1e-5)
-        if name == tuned.words:
-            assert set(change.abs().sum(1).nonzero()[:, 0].tolist()) == {USER, ASSISTANT, END}
-        else:
-            lost = torch.linalg.svdvals(change)[4:].square().sum()
-            error = (low[f"{name}.up"] @ low[f"{name}.down"] - change).square().sum()
-            torch.testing.assert_close(error, lost, rtol=1e-3, atol=1e-6)
-    frozen = {name for name, p in model.named_parameters() if p.ndim == 1}
-    fresh = dict(llama(*SHAPE, IDS).named_parameters())
-    assert all(torch.equal(dict(model.named_parameters())[name], fresh[name]) for name in frozen)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name, p in before.items() if p.ndim == 2}
+    rows = (tuned.named[tuned.words] != before[tuned.words]).any(1)
+    assert set(rows.nonzero()[:, 0].tolist()) == {USER, ASSISTANT, END}
+    kept = tuned.differing()
+    assert changed - {tuned.words} < set(kept)
+    assert torch.equal(kept[f"{tuned.words}.rows"], model.state_dict()[tuned.words][[USER, ASSISTANT, END]].bfloat16())
 
 
-def test_a_chat_sibling_is_the_base_with_its_delta_merged(tmp_path, monkeypatch):
+def test_a_chat_sibling_is_the_base_with_what_differs_put_in_place(tmp_path, monkeypatch):
     chat(8192, tmp_path, replicas=0, compiled=False)
     assert not (tmp_path / "model.safetensors").exists()
     record = json.loads((tmp_path / "training.json").read_text())

@@ -111,8 +111,9 @@ class PreActs:
             lambda: self._scored(self.centred.dtype if exact else self.coarse, index, among, score, signed, raised),
         )
         exact = self.choose_in == self.centred.dtype or rule.density(part, chunks) > EXACT_ABOVE
-        exact = exact or (rule is above and (score is not None or signed))  # no margin is known for those
+        exact = exact or (score is not None and rule is above)  # no margin is known for a floor on a score
         raised = not exact and rule is above and self.coarse == torch.int8  # numbers come with their margin
+        exact = exact or (raised and signed)  # which is one-sided
         generous = part if exact or raised else rule.generous(part, lambda floor: self._margin(floor, index))
         s = rule.choose(chunks, generous)
         full = s if index is None else s.relabel(index, self.d_sae)

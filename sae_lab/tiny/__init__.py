@@ -1,7 +1,7 @@
-"""The embedded Llama: where its weights live, and its chat sibling, kept as a low-rank delta.
+"""The embedded Llama: where its weights live, and its chat sibling, kept as the tensors that differ.
 
 `folder("tiny")` is an ordinary Hugging Face folder. `folder("tiny-chat")` holds, in place of weights, what differs
-(`delta.safetensors`); `weights("tiny-chat")` adds it to the base. Importing this is cheap: torch and safetensors come
+(`delta.safetensors`); `weights("tiny-chat")` puts it in place. Importing this is cheap: torch and safetensors come
 when weights are asked for.
 """
 
@@ -33,25 +33,25 @@ def folder(name: str) -> Path:
 
 
 def weights(name: str) -> "dict[str, Tensor]":
-    """The state dict of an embedded model, in bf16, the chat sibling's low-rank delta merged into the base."""
+    """The state dict of an embedded model, in bf16: for the chat sibling the base with what differs put in place."""
     from safetensors.torch import load_file
 
     base = load_file(folder("tiny") / "model.safetensors")
     if name == "tiny":
         return base
     delta = load_file(folder(name) / "delta.safetensors")
-    for key in sorted(key for key in delta if key.endswith(".down")):
-        target = key.removesuffix(".down")
-        product = delta[f"{target}.up"].float() @ delta[key].float()
-        base[target] = (base[target].float() + product).to(base[target].dtype)
-    return base
+    for key in [key for key in delta if key.endswith(".rows")]:
+        target = key.removesuffix(".rows")
+        base[target][delta.pop(f"{target}.which")] = delta.pop(key)
+    return base | delta
 
 
 def load(name: str):
     """(LlamaForCausalLM in eval mode, tokenizer) of an embedded model, on the CPU, in float32."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder(name)))
     model.load_state_dict(weights(name), strict=False)
     model.tie_weights()
+    model.generation_config = GenerationConfig.from_pretrained(folder(name))  # a chat ends with <|end|>
     return model.eval(), AutoTokenizer.from_pretrained(folder(name))

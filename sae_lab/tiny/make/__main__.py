@@ -3,7 +3,7 @@
 tokenizer  learns the byte-level BPE from world text and writes it into sae_lab/tiny/model
 train      trains or continues the run in --run; at its end exports the weights and checks them
 export     exports the newest state of the run, finished or not
-chat       fine-tunes the chat sibling from the exported weights and writes its low-rank delta
+chat       fine-tunes the chat sibling from the exported weights and writes what differs
 check      measures the exported weights against the generator's own log-probability
 
 A run ends after --tokens, or --minutes from now, or at once with --decay-now; its learning rate falls before it does.

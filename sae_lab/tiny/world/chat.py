@@ -90,13 +90,24 @@ def requests(seed: int = 0, split: str = "train") -> Iterator[Request]:
         index += 1
 
 
-def request(index: int, seed: int = 0, split: str = "train", languages: tuple[str, ...] | None = None) -> Request:
-    """The split's request number `index`; `languages` (codes) restricts texts to write and to name, not to read."""
+def request(
+    index: int,
+    seed: int = 0,
+    split: str = "train",
+    task: str | None = None,
+    kinds: tuple[str, ...] | None = None,
+    languages: tuple[str, ...] | None = None,
+) -> Request:
+    """The split's request number `index`: of any task or of one, its text of any kind and language or of those given.
+
+    A text to "read" is of its own kind, and English.
+    """
     from . import mixture, text
 
     draw = Draw(int.from_bytes(blake2b(f"ask/{seed}/{split}/{index}".encode(), digest_size=8).digest()))
-    task = draw.table(TASKS)
-    pairs = mixture(("qa",)) if task == "read" else mixture(None, languages)
+    drawn = draw.table(TASKS)
+    task = task or drawn
+    pairs = mixture(("qa",)) if task == "read" else mixture(kinds, languages)
     found, attempt = None, 0
     while found is None or not fits(found, task):
         found = text(index * 64 + attempt, seed + APART, split, pairs)
