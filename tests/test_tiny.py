@@ -10,12 +10,28 @@ from tales import documents
 from torch import nn
 
 from sae_lab import tiny
-from sae_lab.tiny.make.chat import ASSISTANT, END, SHORT, USER, Tuned, answer_targets, begun, chat, dialogues
+from sae_lab.tiny.make.chat import (
+    ASSISTANT,
+    EMPHASIS,
+    END,
+    SHORT,
+    TOLD,
+    USER,
+    Tuned,
+    answer_targets,
+    begun,
+    chat,
+    dialogues,
+    emphasis,
+    rendered,
+    telling,
+)
 from sae_lab.tiny.make.export import BOUND, digest, measure
 from sae_lab.tiny.make.net import HeadLoss, causal_attention, llama
 from sae_lab.tiny.make.replicas import Alone, Replicas
 from sae_lab.tiny.make.run import IDS, End, Plan, Run, training
-from sae_lab.tiny.make.stream import BOS, CONTEXT, EOS, PAD, Packer, Stream, pack, split_long, targets
+from sae_lab.tiny.make.stream import BOS, CONTEXT, EOS, MARK, PAD, Packer, Stream, pack, split_long, targets
+from sae_lab.tiny.world.chat import request
 
 SMALL = Plan(d_model=64, layers=2, heads=2, kv_heads=1, mlp=128, rows=1, warmup=5)
 SHAPE = (300, 64, 2, 2, 1, 128, 0)
@@ -47,7 +63,9 @@ def test_the_fused_head_gives_the_loss_and_gradients_of_cross_entropy():
     x, w = torch.randn(2100, 16, requires_grad=True), torch.randn(50, 16, requires_grad=True)
     target = torch.randint(0, 50, (2100,))
     target[::7] = -100
-    ours, theirs = HeadLoss.apply(x, w, target), nn.functional.cross_entropy(x @ w.T, target)
+    counts = torch.where(torch.rand(2100) < 0.1, 15.0, 1.0)
+    each = nn.functional.cross_entropy(x @ w.T, target, reduction="none")
+    ours, theirs = HeadLoss.apply(x, w, target, counts), (each * counts).sum() / (target >= 0).sum()
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(torch.autograd.grad(3 * ours, (x, w)), torch.autograd.grad(3 * theirs, (x, w))):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -82,10 +100,11 @@ def test_replicas_leave_the_gradient_of_one_process():
     rows = np.random.default_rng(0).integers(6, 300, size=(3, CONTEXT)).astype(np.uint16)
     rows[0, 100:] = PAD
     alone, shared = llama(*SHAPE, IDS), llama(*SHAPE, IDS)
-    loss, tokens = Alone(alone, "cpu", compiled=False).learn(rows, targets(rows))
+    counts = np.where(rows % 5 == 0, np.float32(3), np.float32(1))
+    loss, tokens = Alone(alone, "cpu", compiled=False).learn(rows, targets(rows), counts)
     replicas = Replicas(shared, llama, (*SHAPE, IDS), 2, compiled=False)
     try:
-        found = replicas.learn(rows, targets(rows))
+        found = replicas.learn(rows, targets(rows), counts)
     finally:
         replicas.close()
     assert found[1] == tokens
@@ -221,8 +240,28 @@ def test_an_answer_that_was_cut_short_teaches_no_end():
     assert [[i, t] for i, t in enumerate(answer_targets(row)[0].tolist()) if t >= 0] == [[4, 9], [5, 10]]
     long = [{"role": "user", "content": "Write."}, {"role": "assistant", "content": " ".join(["on"] * 99)}]
     assert begun(long) == f"<|user|>Write.<|end|><|assistant|>{' '.join(['on'] * SHORT)}"
-    ends = [text.endswith("<|end|>") for text, _ in dialogues(0, 240, 0, "train")]
+    ends = [text.endswith("<|end|>") for text, *_ in dialogues(0, 240, 0, "train")]
     assert 0 < sum(ends) < len(ends)
+
+
+def test_the_words_that_tell_the_topic_of_an_answer_count_more(words):
+    forest = next(r for r in map(told_in_german, range(99)) if "topic.forest" in r.wanted)
+    said = rendered(forest.messages)
+    told = [said[start:end].lower() for start, end in telling(forest, said)]
+    assert "wald" in told
+    assert len(told) < len(forest.answer.split()) / 4
+    assert all(start >= said.index("<|assistant|>") for start, _ in telling(forest, said))
+    rows, _ = Packer(words, 0, "train", lambda *_: [(said, 0.0, telling(forest, said)), ("It rains.", 0.0)]).block(0)
+    flat = rows.ravel()
+    tokenizer = tiny.load("tiny")[1]
+    assert "".join(tokenizer.decode(flat[flat >= MARK] - MARK)).lower().split() == told
+    heeded = emphasis(rows)
+    assert (heeded[:, :-1] == np.where(rows[:, 1:] >= MARK, EMPHASIS, 1)).all()
+    assert told and heeded.max() == EMPHASIS
+
+
+def told_in_german(index):
+    return request(index, 0, "train", "write", TOLD, ("de",))
 
 
 def test_what_differs_is_all_that_fine_tuning_changed():

@@ -126,10 +126,10 @@ def llama(
     return model
 
 
-def _chunk_loss(logits: Float[Tensor, "tok vocab"], target: Int[Tensor, " tok"]):
+def _chunk_loss(logits: Float[Tensor, "tok vocab"], target: Int[Tensor, " tok"], emphasis: Float[Tensor, " tok"]):
     """Summed cross-entropy of one chunk and its gradient at the logits; targets under 0 count nothing."""
     wide = logits.float()
-    learned = (target >= 0).float()
+    learned = (target >= 0).float() * emphasis
     place = target.clamp(min=0)[:, None]
     top = torch.logsumexp(wide, -1, keepdim=True)
     loss = ((top - wide.gather(1, place)).squeeze(1) * learned).sum()
@@ -139,17 +139,20 @@ def _chunk_loss(logits: Float[Tensor, "tok vocab"], target: Int[Tensor, " tok"])
 
 
 class HeadLoss(torch.autograd.Function):
-    """Mean cross-entropy of `x @ W.T` over the learned targets, its gradients found on the way forward."""
+    """Cross-entropy of `x @ W.T`, each target's times its emphasis, over the number of learned targets.
+
+    Its gradients are found on the way forward.
+    """
 
     chunk_loss = staticmethod(_chunk_loss)
 
     @staticmethod
-    def forward(ctx, x, weight, target):
+    def forward(ctx, x, weight, target, emphasis):
         dx, dw = torch.empty_like(x), torch.zeros_like(weight)
         narrow, total = weight.to(x.dtype), torch.zeros((), device=x.device)
         for start in range(0, x.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
-            loss, grad = HeadLoss.chunk_loss(x[part] @ narrow.T, target[part])
+            loss, grad = HeadLoss.chunk_loss(x[part] @ narrow.T, target[part], emphasis[part])
             total += loss
             dx[part] = grad @ narrow
             dw += grad.T @ x[part]
@@ -160,11 +163,11 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         dx, dw = ctx.saved_tensors
-        return dx * grad, dw * grad, None
+        return dx * grad, dw * grad, None, None
 
 
 class Net:
-    """The model with its compiled forward: `loss(ids, target)`."""
+    """The model with its compiled forward: `loss(ids, target, emphasis)`."""
 
     def __init__(self, model: nn.Module, compiled: bool):
         self.model, self.body = model, model.model
@@ -172,9 +175,15 @@ class Net:
             self.body = torch.compile(model.model, dynamic=False)
             HeadLoss.chunk_loss = staticmethod(torch.compile(_chunk_loss, dynamic=False))
 
-    def loss(self, ids: Int[Tensor, "batch seq"], target: Int[Tensor, "batch seq"]) -> Float[Tensor, ""]:
-        """Mean cross-entropy over the targets that are not under 0, in bf16 products."""
+    def loss(
+        self,
+        ids: Int[Tensor, "batch seq"],
+        target: Int[Tensor, "batch seq"],
+        emphasis: Float[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy over the targets that are not under 0, each times its emphasis (1), in bf16 products."""
         with torch.autocast(ids.device.type, torch.bfloat16):
             x = self.body(input_ids=ids, use_cache=False).last_hidden_state
         x = x.reshape(-1, x.shape[-1]).bfloat16()
-        return HeadLoss.apply(x, self.model.lm_head.weight, target.reshape(-1))
+        emphasis = torch.ones_like(target, dtype=torch.float32) if emphasis is None else emphasis
+        return HeadLoss.apply(x, self.model.lm_head.weight, target.reshape(-1), emphasis.reshape(-1))

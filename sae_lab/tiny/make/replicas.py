@@ -28,13 +28,18 @@ def _work(pipe, build, arguments, compiled: bool, weights: torch.Tensor, gradien
     net = Net(model, compiled)
     while True:
         try:
-            rows, target = pipe.recv()
+            parts = pipe.recv()
         except EOFError:  # the trainer has ended
             return
         gradients.zero_()
-        loss = net.loss(torch.from_numpy(rows.astype("int64")), torch.from_numpy(target))
+        loss = net.loss(*tensors(parts))
         loss.backward()
-        pipe.send((loss.item(), int((target >= 0).sum())))
+        pipe.send((loss.item(), int((parts[1] >= 0).sum())))
+
+
+def tensors(parts, device="cpu") -> list[torch.Tensor]:
+    """Rows, targets and emphasis as the net takes them."""
+    return [torch.from_numpy(p if p.dtype != np.uint16 else p.astype(np.int64)).to(device) for p in parts]
 
 
 class Alone:
@@ -43,10 +48,9 @@ class Alone:
     def __init__(self, model: nn.Module, device: str, compiled: bool):
         self.net, self.device = Net(model, compiled), device
 
-    def learn(self, rows: np.ndarray, target: np.ndarray) -> tuple[float, int]:
+    def learn(self, rows: np.ndarray, target: np.ndarray, *emphasis: np.ndarray) -> tuple[float, int]:
         """(mean loss, how many targets) of packed rows; leaves the mean loss's gradient in the model."""
-        ids, wanted = (torch.from_numpy(a).to(self.device) for a in (rows.astype("int64"), target))
-        loss = self.net.loss(ids, wanted)
+        loss = self.net.loss(*tensors((rows, target, *emphasis), self.device))
         loss.backward()
         return loss.item(), int((target >= 0).sum())
 
@@ -74,11 +78,11 @@ class Replicas:
             theirs.close()
             self.pipes.append(ours)
 
-    def learn(self, rows: np.ndarray, target: np.ndarray) -> tuple[float, int]:
+    def learn(self, rows: np.ndarray, target: np.ndarray, *emphasis: np.ndarray) -> tuple[float, int]:
         """(mean loss, how many targets) of packed rows; leaves the mean loss's gradient in the model."""
         n = len(self.pipes)
-        for pipe, *part in zip(self.pipes, np.array_split(rows, n), np.array_split(target, n)):
-            pipe.send(part)
+        for pipe, *parts in zip(self.pipes, *(np.array_split(a, n) for a in (rows, target, *emphasis))):
+            pipe.send(parts)
         found = [pipe.recv() for pipe in self.pipes]
         total = sum(count for _, count in found)
         share = torch.tensor([count / total for _, count in found])

@@ -16,7 +16,9 @@ CONTEXT = 512
 TEXTS = 512  # texts per block
 PAD, BOS, EOS = 0, 1, 2
 
-Documents = Callable[[int, int, int, str], list[tuple[str, float]]]
+MARK = 1 << 15  # added to the id of a token in a marked place
+
+Documents = Callable[[int, int, int, str], list[tuple]]  # (text, its log-probability, and, if any, its marked places)
 
 
 def world_documents(index: int, n: int, seed: int, split: str) -> list[tuple[str, float]]:
@@ -45,6 +47,17 @@ def split_long(ids: list[int], stops: set[int]) -> list[list[int]]:
         pieces.append(ids[:cut])
         ids = ids[cut:]
     return [*pieces, ids]
+
+
+def marked(ids: list[int], offsets: list[tuple[int, int]], places: list[tuple[int, int]] = ()) -> list[int]:
+    """The ids, with `MARK` added to those of tokens that overlap a place (start, end) of the text."""
+    if not places:
+        return ids
+    starts, ends = np.array(offsets).reshape(-1, 2).T
+    out = np.array(ids, np.uint16)
+    for start, end in places:
+        out[(starts < end) & (ends > start)] |= MARK
+    return out.tolist()
 
 
 def pack(documents: list[list[int]], rng: np.random.Generator) -> np.ndarray:
@@ -80,10 +93,11 @@ class Packer:
     def block(self, index: int, texts: int = TEXTS) -> tuple[np.ndarray, float]:
         """(rows, summed log-probability) of one block; a pure function of its number."""
         documents = self.documents(index, texts, self.seed, self.split)
-        encoded = self.tokenizer.encode_batch([text for text, _ in documents], add_special_tokens=False)
-        pieces = [piece for e in encoded for piece in split_long(e.ids, self.stops)]
+        encoded = self.tokenizer.encode_batch([text for text, *_ in documents], add_special_tokens=False)
+        ids = [marked(e.ids, e.offsets, *places) for e, (_, _, *places) in zip(encoded, documents, strict=True)]
+        pieces = [piece for one in ids for piece in split_long(one, self.stops)]
         rng = np.random.default_rng((self.seed, index, len(self.split)))
-        return pack([pieces[i] for i in rng.permutation(len(pieces))], rng), sum(logp for _, logp in documents)
+        return pack([pieces[i] for i in rng.permutation(len(pieces))], rng), sum(logp for _, logp, *_ in documents)
 
 
 def targets(ids: np.ndarray) -> np.ndarray:

@@ -185,6 +185,13 @@ def topics(text: str, pieces: list[tuple], kind: str | None) -> list[tuple[int, 
     return out
 
 
+@cache
+def speaking(language: str, topic: str, least: float) -> frozenset[str]:
+    """The words that speak for the topic by at least so many nats, and for no other topic more."""
+    table = measured()["topics"].get(language, {})
+    return frozenset(w for w, points in table.items() if w and points.get(topic, 0.0) >= max(least, *points.values()))
+
+
 def evidence(sentence: str, language: str | None, words) -> set[str]:
     """The words of a sentence that may speak for a topic: no names, no numbers."""
     if not language:
