@@ -90,4 +90,5 @@ class Adam:
 
 
 def _rows(t: Tensor) -> Tensor:
+    t = t.to_dense() if t.is_sparse else t  # AuxK alone gives rows
     return t.reshape(len(t), -1) if t.dim() else t.reshape(1, 1)

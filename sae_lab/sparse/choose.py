@@ -22,6 +22,8 @@ from .backends import backend_of
 from .latents import Support, starts
 
 SAMPLE = 128  # tokens by which the floor of a batch is guessed
+APART = 3.0  # usual errors of a rounded score by which a generous choice must reach below the exact one
+SOME = 0.25  # share of latents whose own choices may reach less far
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Rule(ABC):
         """Marks the exact choice among the nonzeros of a generous one."""
         return torch.ones_like(score, dtype=torch.bool)
 
+    def blurred(self, s: Support, exact: Values, keep: Tensor, generous: Any) -> bool:
+        """Whether a generous choice was too narrow for how far its scores were off, so that a better one may be out."""
+        return False
+
 
 class TopK(Rule):
     """The k largest of each token."""
@@ -89,10 +95,13 @@ class TopK(Rule):
         return amount / max(1, chunks.d_sae)
 
     def generous(self, amount: int, margin: Callable[[Tensor], Tensor]) -> int:
-        return amount + 16
+        return amount + max(16, amount // 8)
 
     def cut(self, s: Support, score: Values, amount: int) -> Tensor:
         return backend_of(score).prune(s.start, score, s.start.new_full((s.tok,), amount))[0]
+
+    def blurred(self, s: Support, exact: Values, keep: Tensor, generous: int) -> bool:
+        return _blurred(s.start, s.score, exact, keep, generous) > 0
 
 
 class BatchTopK(Rule):
@@ -111,6 +120,9 @@ class BatchTopK(Rule):
     def cut(self, s: Support, score: Values, amount: int) -> Tensor:
         return _by_batch(s, score, s.start.new_tensor([amount]))[0]
 
+    def blurred(self, s: Support, exact: Values, keep: Tensor, generous: int) -> bool:
+        return _blurred(s.start[[0, -1]], s.score, exact, keep, generous) > 0
+
 
 class ColumnTopK(Rule):
     """Each latent's own number of tokens."""
@@ -126,6 +138,10 @@ class ColumnTopK(Rule):
 
     def cut(self, s: Support, score: Values, amount: Tensor) -> Tensor:
         return _by_latent(s, score, amount)[0]
+
+    def blurred(self, s: Support, exact: Values, keep: Tensor, generous: Tensor) -> bool:
+        order = s.T.order.long()  # a latent has few more than its quota: some are always near
+        return _blurred(s.T.start, s.score[order], exact[order], keep[order], generous) > SOME
 
 
 class Above(Rule):
@@ -201,6 +217,16 @@ def _support(d_sae: int, found: list[tuple[Tensor, Tensor, Tensor]]) -> Support:
 
 def _by_batch(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
     return backend_of(score).prune(s.start[[0, -1]], score, quota)
+
+
+def _blurred(start: Tensor, score: Values, exact: Values, keep: Tensor, generous: Any) -> float:
+    """Share of the full groups whose rounded scores do not reach `APART` errors below the least exact one kept."""
+    count, score = start.diff(), score.to(exact.dtype)
+    off = (backend_of(exact).totals(start, (exact - score).square_()) / count).sqrt_()
+    least = torch.segment_reduce(exact.masked_fill(~keep, torch.inf), "min", offsets=start)
+    near = least - torch.segment_reduce(score, "min", offsets=start) < APART * off
+    full = (count > 0) & (count >= torch.as_tensor(generous, device=count.device))
+    return float((near & full).sum() / full.sum().clamp(min=1))
 
 
 def _by_latent(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:

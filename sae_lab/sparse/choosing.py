@@ -13,6 +13,7 @@ from numba.extending import intrinsic, overload
 from .kernels import PARTS, cut, jit
 
 STRETCH = 64  # scores that are counted together
+TINY = np.float32(1e-30)  # rows all of whose numbers are under it are all rest
 
 
 @intrinsic
@@ -47,8 +48,9 @@ def _number(x):
 @jit()
 @no_type_check
 def half_bits(number):
-    """The nearest bf16, seen as int16; of two as near the even one."""
+    """The nearest bf16, seen as int16; of two as near the even one. A NaN stays one, whatever its bits."""
     bits = as_bits(number)
+    bits = bits if number == number else np.int32(0x7FC00000)
     return np.int16((bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16))
 
 
@@ -170,19 +172,21 @@ def quantise(rows, zero, code, scale, norm, lost):
             top, total, gone = np.int32(0), rows.dtype.type(0), rows.dtype.type(0)
             for i in range(n):
                 top = max(top, as_bits(row[i]) & np.int32(0x7FFFFFFF))  # as integers the maximum is vectorised
-                total += row[i] * row[i]
             most = as_float(top)
-            if not (0 < total < np.inf):
-                scale[t], norm[t], lost[t] = 0 if total == 0 else np.nan, 0, 0
+            if not TINY <= most < np.inf:
+                small = most * np.sqrt(rows.dtype.type(n))
+                scale[t], norm[t], lost[t] = 0 if most < TINY else np.nan, 0, small if most < TINY else 0
                 to[:] = zero
                 continue
-            unit, per = most / rows.dtype.type(127), rows.dtype.type(127) / most
-            for i in range(n):
-                near = np.rint(row[i] * per)
-                off = row[i] - near * unit
-                gone += off * off
+            per = rows.dtype.type(127) / most
+            for i in range(n):  # in units of the scale, in which no square overflows
+                exact = row[i] * per
+                near = np.rint(exact)
+                total += exact * exact
+                gone += (exact - near) * (exact - near)
                 to[i] = np.int32(near) + zero
-            scale[t], norm[t], lost[t] = unit, np.sqrt(total), np.sqrt(gone)
+            unit = most / rows.dtype.type(127)
+            scale[t], norm[t], lost[t] = unit, unit * np.sqrt(total), unit * np.sqrt(gone)
 
 
 @jit(parallel=True)

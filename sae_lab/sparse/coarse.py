@@ -18,7 +18,7 @@ from .scratch import scratch
 ZERO = 128  # the code of 0 among a token's; a weight's is 0
 WIDEST = 2**31 // (255 * 127)  # terms of a sum that surely fit 32 bits
 BLURRED = 0.02  # mean |x - x'| / |x| above which 8 bits are not enough; 0.007 is usual, huge coordinates raise it
-HALF = 2.0**-7.5  # two roundings to bf16, with room
+HALF = 2.0**-6.9  # two roundings to bf16 of 2^-8 each, with room
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Coarse:
         bias = self._zeros[1] if self.b is None else self.b.float()
         if not self.raised:
             return torch.zeros_like(self.x.norm), torch.zeros_like(self.x.norm), bias
-        there = self.x.norm + self.x.lost
-        return self.x.lost + HALF * there, there, bias + HALF * bias.abs()
+        there = self.x.norm + self.x.lost  # |w'| is at most |w| + |w - w'|
+        return (1 + HALF) * self.x.lost + HALF * there, (1 + HALF) * there, bias + HALF * bias.abs()
 
     def numbers(self, tokens: slice) -> Tensor:
         """[chunk, d_sae], in bf16."""

@@ -1,7 +1,8 @@
 """A dense corner of a sparse batch: few latents of which many fire, as AuxK's dead ones do.
 
-Over these latents alone dense products cost less than nonzeros do, above all in bf16. The gradients of their rows are
-sparse tensors: autograd adds them, in place, to the gradient that the other latents give.
+Over these latents alone dense products cost less than nonzeros do, above all in bf16. The gradients of a parameter's
+rows are sparse tensors: autograd adds them, in place, to the gradient that the other latents give. Weights that were
+computed from something get dense ones, since few operations know sparse ones.
 """
 
 import torch
@@ -33,6 +34,7 @@ class _Corner(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W_enc, b_enc, centre, W_dec, centred, index, z):
         few = W_dec[index].to(z.dtype)
+        ctx.leaves = W_enc.is_leaf, W_dec.is_leaf
         ctx.save_for_backward(centred, W_enc, few, index, z)
         return (z @ few).to(centred.dtype)
 
@@ -44,16 +46,18 @@ class _Corner(torch.autograd.Function):
         total = q.sum(0, dtype=centred.dtype) if b or c else None
         return (
             (q @ W_enc[index].to(q.dtype)).to(centred.dtype) if x else None,
-            _rows(W_enc, index, q.T @ centred.to(q.dtype)) if W else None,
+            _rows(W_enc, index, q.T @ centred.to(q.dtype), ctx.leaves[0]) if W else None,
             centred.new_zeros(len(W_enc)).index_copy(0, index, total) if b else None,
             -(total @ W_enc[index]) if c else None,
-            _rows(W_enc, index, z.T @ g) if W_dec else None,
+            _rows(W_enc, index, z.T @ g, ctx.leaves[1]) if W_dec else None,
             None,
             None,
             None,
         )
 
 
-def _rows(W: Tensor, index: Tensor, value: Tensor) -> Tensor:
-    """A tensor like W that is zero but for some rows."""
+def _rows(W: Tensor, index: Tensor, value: Tensor, leaf: bool) -> Tensor:
+    """A tensor like W that is zero but for some rows; sparse for a leaf."""
+    if not leaf:
+        return torch.zeros_like(W).index_copy_(0, index, value.to(W.dtype))
     return torch.sparse_coo_tensor(index[None], value.to(W.dtype), W.shape, is_coalesced=True, check_invariants=False)

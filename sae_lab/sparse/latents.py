@@ -130,7 +130,8 @@ def dots(s: Support, rows: Rows, W: Weights) -> Values:
 def sums(s: Support, value: Values, W: Weights) -> Rows:
     """The sum of value * W[latent] for each token."""
     if (t := s.touched(_share(W))) is not None:
-        return _scattered(s, t, value) @ W[t[0]]
+        out = W.new_empty(s.tok, W.shape[1])  # a product into given memory is none of autocast's
+        return torch.mm(_scattered(s, t, value), W[t[0]], out=out)
     return backend_of(W).sums(s.start, s.latent, value, W)
 
 
@@ -139,7 +140,7 @@ def latent_sums(s: Support, value: Values, rows: Rows) -> Weights:
     """The sum of value * rows[token] for each latent: the gradient of a weight."""
     if (t := s.touched(_share(rows, s.d_sae))) is not None:
         out = rows.new_zeros(s.d_sae, rows.shape[1])
-        out[t[0]] = _scattered(s, t, value).T @ rows
+        out[t[0]] = torch.mm(_scattered(s, t, value).T, rows, out=rows.new_empty(len(t[0]), rows.shape[1]))
         return out
     return backend_of(rows).sums(s.T.start, s.T.latent, value.index_select(0, s.T.order), rows)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..shapes import Acts, Direction, LatentMask, PerLatent, Rows, Values, Weights
 from .backends import backend_of
-from .choose import Chunks, Rule, above
+from .choose import Above, Chunks, Rule, above
 from .coarse import WIDEST, ZERO, Coarse, Codes, available, blurred
 from .latents import Latents, Support, dots, latent_sums, latent_totals, sums
 from .scratch import scratch
@@ -111,14 +111,17 @@ class PreActs:
             lambda: self._scored(self.centred.dtype if exact else self.coarse, index, among, score, signed, raised),
         )
         exact = self.choose_in == self.centred.dtype or rule.density(part, chunks) > EXACT_ABOVE
-        exact = exact or (score is not None and rule is above)  # no margin is known for a floor on a score
-        raised = not exact and rule is above and self.coarse == torch.int8  # numbers come with their margin
+        floored = isinstance(rule, Above)
+        exact = exact or (score is not None and floored)  # no margin is known for a floor on a score
+        raised = not exact and floored and self.coarse == torch.int8  # numbers come with their margin
         exact = exact or (raised and signed)  # which is one-sided
-        generous = part if exact or raised else rule.generous(part, lambda floor: self._margin(floor, index))
-        s = rule.choose(chunks, generous)
-        full = s if index is None else s.relabel(index, self.d_sae)
         if not exact:
-            return self._cut(rule, s, full, part, score, signed)
+            generous = part if raised else rule.generous(part, lambda floor: self._margin(floor, index))
+            found = self._cut(rule, rule.choose(chunks, generous), index, part, generous, score, signed)
+            if found is not None:
+                return found
+        exact, raised = True, False
+        full = self._wide(rule.choose(chunks, part), index)
         if score is None and not signed and full.score is not None:
             self.found[full] = full.score
         return full
@@ -130,20 +133,23 @@ class PreActs:
     def _margin(self, floor: Tensor, index: Tensor | None) -> Tensor:
         """By how much a pre-activation near `floor` may lie lower in bf16 than it is, for each latent.
 
-        Rounding x and W moves <x, w> by at most 2^-8 |x| |w| (Cauchy-Schwarz), a float32 sum by 2^-24 of that per term;
-        rounding the result moves it by 2^-9 of itself.
+        Rounding x and W moves <x, w> by at most 2^-7 |x| |w| (Cauchy-Schwarz), a float32 sum by 2^-24 of that per term;
+        rounding the result moves it by 2^-8 of itself. What 8 bits hide besides is `Coarse`'s.
         """
         _, W, b, _ = self.inputs
         loudest = self.centred.norm(dim=1).max() if self.tok else 0.0
         reach = loudest * W.norm(dim=1) + (0 if b is None else b.abs())
-        reach = reach if index is None else reach[index]
-        return 2.0**-8 * ((1.01 + W.shape[1] * 2.0**-16) * reach + floor.abs())
+        margin = 2.0**-7 * (1.01 + W.shape[1] * 2.0**-16) * reach
+        if self.coarse == torch.int8:
+            x, w = self._codes, Codes.of(W.detach(), 0)
+            margin = margin + 2 * (x.lost.max() * w.norm + (x.norm + x.lost).max() * w.lost)
+        return (margin if index is None else margin[index]) + 2.0**-7 * floor.abs()
 
     @torch.no_grad()
     def values(self, support: Support) -> Values:
         """The exact pre-activations at the nonzeros, as numbers."""
         if support in self.found:
-            return self.found[support]
+            return self.found[support].to(self.centred.dtype)
         _, W, b, _ = self.inputs
         value = dots(support, self.centred, W.detach())
         return value if b is None else value.add_(b.detach()[support.latent])
@@ -153,11 +159,18 @@ class PreActs:
         value = _Keep.apply(*self.inputs, self.centred, support, self.values(support))
         return Latents(value, support, self.lead)
 
-    def _cut(self, rule, s, full, amount, score, signed) -> Support:
-        """From a generous choice by rounded numbers to the exact one by exact numbers."""
+    def _wide(self, s: Support, index: Tensor | None) -> Support:
+        return s if index is None else s.relabel(index, self.d_sae)
+
+    def _cut(self, rule, s, index, amount, generous, score, signed) -> Support | None:
+        """From a generous choice by rounded numbers to the exact one by exact numbers; None if rounding hid much."""
+        full = self._wide(s, index)
         value = self.values(full)
         by = value if score is None else self._score_at(full, value, score)
-        keep = rule.cut(s, by.abs() if signed else by, amount)
+        by = by.abs() if signed else by
+        keep = rule.cut(s, by, amount)
+        if rule.blurred(s, by, keep, generous):
+            return None
         exact = Support(full.latent, full.start, full.d_sae, score=value).subset(keep)
         self.found[exact] = exact.score
         return exact
@@ -190,7 +203,8 @@ class PreActs:
             yield slice(0, self.tok), self.seen[dtype]
             return
         keep = self._memory(dtype) if index is None and not raised else None
-        product = self._in_bytes(index, raised) if dtype == torch.int8 else self._in_floats(dtype, index)
+        eight = dtype == torch.int8 and (index is None or len(index) > 0)
+        product = self._in_bytes(index, raised) if eight else self._in_floats(self._floats(dtype), index)
         for tokens, out in product:
             if keep is not None:
                 backend_of(out).columns(out, self._again, keep[tokens])
@@ -250,7 +264,10 @@ class PreActs:
         n = 0 if self._again is None or dtype in self.seen else len(self._again)
         if not 0 < n * self.tok * max(2, dtype.itemsize) <= REMEMBERED:
             return None
-        return scratch((self.tok, n), self.numbers if dtype == torch.int8 else dtype, self.centred.device)
+        return scratch((self.tok, n), self._floats(dtype), self.centred.device)
+
+    def _floats(self, dtype: torch.dtype) -> torch.dtype:
+        return self.numbers if dtype == torch.int8 else dtype
 
 
 def _places(mask: LatentMask) -> Tensor:
@@ -270,11 +287,17 @@ def encode(
 
     Args:
         choose_in: `torch.bfloat16` or `torch.int8` makes the dense product up to 4x or 5x cheaper where the CPU can
-            (int8 where it cannot: as x); the choice is made among a few more latents and then by exact values, and kept
-            values are exact in any case. None: as x.
+            (int8 where it cannot: as x). The choice is made among a few more latents and then by exact values; where
+            rounding was too coarse for that, all is done again exactly. Kept values are exact in any case. Where fewer
+            are positive than may fire, one that rounding took to zero can be missed. None: as x.
         again: the `among` of a second choice, which then costs no second product.
+
+    Raises:
+        TypeError: x in half precision on the CPU.
     """
     rows = x.reshape(-1, x.shape[-1])
+    if rows.dtype in (torch.float16, torch.bfloat16) and backend_of(rows).__name__.endswith("native"):
+        raise TypeError(f"x is {rows.dtype}: on the CPU an SAE computes in float32 or float64, as sae.float() does.")
     centred = rows.detach() if centre is None else (rows - centre).detach()
     coarse = choose_in if choose_in is not None and rows.dtype == torch.float32 else rows.dtype
     if coarse == torch.int8 and not (rows.device.type == "cpu" and 0 < rows.shape[1] <= WIDEST and available()):

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+TINY = 1e-30  # rows all of whose numbers are under it are all rest
+
 
 def dots(start: Tensor, latent: Tensor, rows: Tensor, W: Tensor) -> Tensor:
     """One number per nonzero: <rows[t], W[latent]>."""
@@ -46,15 +48,13 @@ def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
 
 def quantise(rows: Tensor, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows in 8 bits: codes, each row's scale and norm, and the norm of what rounding took from it."""
-    norm = rows.norm(dim=1)
-    good = norm.isfinite() & (norm > 0)
-    rows = torch.where(good[:, None], rows, 0)
     most = rows.abs().amax(1)
-    scale = most / 127
-    near = (rows * (127 / most.clamp(min=torch.finfo(rows.dtype).tiny))[:, None]).round()
-    lost = (rows - near * scale[:, None]).norm(dim=1)
-    scale = scale.masked_fill(~norm.isfinite(), torch.nan)
-    norm = norm.masked_fill(~good, 0)
+    good = (most >= TINY) & most.isfinite()
+    exact = torch.where(good[:, None], rows * (127 / most)[:, None], 0)
+    near = exact.round()
+    scale = torch.where(good, most / 127, torch.where(most < TINY, 0, torch.nan))
+    rest = torch.where(most < TINY, most * rows.shape[1] ** 0.5, 0)
+    norm, lost = (torch.where(good, scale * a.norm(dim=1), b) for a, b in ((exact, 0), (exact - near, rest)))
     return (near + zero).to(torch.uint8 if zero else torch.int8), scale, norm, lost
 
 

@@ -9,6 +9,7 @@ import torch
 
 SMALL = 2**20  # bytes; below, the ordinary allocator is as quick
 SIZES = 16  # how many sizes are remembered at most
+SPARE = 16  # pieces of one size that are kept for later at most
 
 _free: dict[int, list[np.ndarray]] = {}
 _lock = threading.RLock()  # re-entrant: a finalizer may run while the lock is held
@@ -45,4 +46,6 @@ def _note(n: int) -> None:
 
 def _give_back(memory: np.ndarray) -> None:
     with _lock:
-        _free.setdefault(memory.nbytes - 64, []).append(memory)
+        same = _free.setdefault(memory.nbytes - 64, [])
+        if len(same) < SPARE:
+            same.append(memory)
