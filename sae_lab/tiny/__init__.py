@@ -37,12 +37,14 @@ def weights(name: str) -> "dict[str, Tensor]":
     from safetensors.torch import load_file
 
     base = load_file(folder("tiny") / "model.safetensors")
-    if name == "tiny":
-        return base
-    delta = load_file(folder(name) / "delta.safetensors")
+    return base if name == "tiny" else changed(base, load_file(folder(name) / "delta.safetensors"))
+
+
+def changed(base: "dict[str, Tensor]", delta: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """A state dict with what differs put in place: whole tensors, and rows of tensors."""
     for key in [key for key in delta if key.endswith(".rows")]:
         target = key.removesuffix(".rows")
-        base[target][delta.pop(f"{target}.which")] = delta.pop(key)
+        base[target][delta.pop(f"{target}.which")] = delta.pop(key).to(base[target].dtype)
     return base | delta
 
 

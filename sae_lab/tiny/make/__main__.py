@@ -40,6 +40,7 @@ def arguments(argv=None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, default=Path.home() / ".cache/sae_lab/tiny-run", help="the run's folder")
     parser.add_argument("--out", type=Path, help="where the result goes; in the package unless given")
     parser.add_argument("--tokens", type=int, help="train: end after so many; chat, check: use so many")
+    parser.add_argument("--before", type=Path, help="chat: the folder of a sibling to train on")
     parser.add_argument("--minutes", type=float, help="train: end so many minutes from now")
     parser.add_argument("--decay-now", action="store_true", help="train: begin the end of the run at once")
     parser.add_argument("--device", default="cpu")
@@ -99,7 +100,7 @@ def main(argv=None) -> None:
         export(run, args.out or tiny.FOLDERS["tiny"], args.tokens or 100_000)
     elif args.verb == "chat":
         folder = args.out or tiny.FOLDERS["tiny-chat"]
-        chat(args.tokens, folder, args.replicas, not args.eager, args.device)
+        chat(args.tokens, folder, args.replicas, not args.eager, args.device, args.before)
         if not args.out:
             obey(folder / "training.json")
     else:

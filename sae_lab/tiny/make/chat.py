@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sae_lab import tiny
 
@@ -137,14 +137,17 @@ class Tuned:
         }
 
 
-def tune(tokens: int, seed: int, replicas: int, compiled: bool, device="cpu") -> Iterator[tuple[Tuned, list, int]]:
-    """Fine-tunes the embedded Llama; yields (what is tuned, curve, steps in all) as it goes."""
+def tune(
+    tokens: int, seed: int, replicas: int, compiled: bool, device="cpu", before: Path | None = None
+) -> Iterator[tuple[Tuned, list, int]]:
+    """Fine-tunes the embedded Llama, or a sibling `before`; yields (what is tuned, curve, steps in all) as it goes."""
     base = tiny.load("tiny")[0]
     config, words = base.config, tiny.folder("tiny") / "tokenizer.json"
     heads = (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads)
     shape = (config.vocab_size, config.hidden_size, *heads, config.intermediate_size, seed, IDS)
     model = llama(*shape)
-    model.load_state_dict(base.state_dict())
+    learned = load_file(before / "delta.safetensors") if before else {}
+    model.load_state_dict(tiny.changed(base.state_dict(), learned))
     model.to(device)
     learner = Replicas(model, llama, shape, replicas, compiled) if replicas else Alone(model, device, compiled)
     tuned, curve, steps = Tuned(model), [], max(1, tokens // (ROWS * 512))
@@ -164,9 +167,16 @@ def tune(tokens: int, seed: int, replicas: int, compiled: bool, device="cpu") ->
         learner.close()
 
 
-def chat(tokens: int | None, folder: Path, replicas: int, compiled: bool, device="cpu", seed: int = 0) -> None:
-    """Fine-tunes, and writes what differs, configuration, tokenizer and record into a folder."""
-    for tuned, curve, steps in tune(tokens or TOKENS, seed, replicas, compiled, device):  # noqa: B007
+def chat(
+    tokens: int | None, folder: Path, replicas: int, compiled: bool, device="cpu", before: Path | None = None
+) -> None:
+    """Fine-tunes, and writes what differs, configuration, tokenizer and record into a folder.
+
+    A sibling `before` is trained on with requests that it has not seen; its record becomes part of the new one.
+    """
+    past = json.loads((before / "training.json").read_text()) if before else None
+    seed = past["seed"] + 1 if past else 0
+    for tuned, curve, steps in tune(tokens or TOKENS, seed, replicas, compiled, device, before):  # noqa: B007
         mean = sum(curve[-20:]) / len(curve[-20:])
         print(f"step {len(curve)} of {steps}  loss {mean:.4f}  {time.strftime('%H:%M:%S')}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,5 +195,6 @@ def chat(tokens: int | None, folder: Path, replicas: int, compiled: bool, device
         "lr": LR,
         "steps": len(curve),
         "curve": [round(sum(curve[i : i + 20]) / len(curve[i : i + 20]), 4) for i in range(0, len(curve), 20)],
+        "before": past,
     }
     (folder / "training.json").write_text(json.dumps(record) + "\n")
