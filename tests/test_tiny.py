@@ -9,7 +9,8 @@ import torch
 from tales import documents
 from torch import nn
 
-from sae_lab import tiny
+from sae_lab import load_model, tiny, world
+from sae_lab.tiny.make.answers import NEEDED, obedience
 from sae_lab.tiny.make.chat import (
     ASSISTANT,
     EMPHASIS,
@@ -296,6 +297,17 @@ def test_a_chat_sibling_is_the_base_with_what_differs_put_in_place(tmp_path, mon
     rows = (base["model.embed_tokens.weight"] != merged["model.embed_tokens.weight"]).any(1)
     assert set(rows.nonzero().flatten().tolist()) <= {3, 4, 5}
     assert tiny.load("tiny-chat")[0].config.vocab_size == 4096
+    more = tmp_path / "more"
+    chat(4096, more, replicas=0, compiled=False, before=tmp_path)
+    again = json.loads((more / "training.json").read_text())
+    assert again["seed"] == 1 and again["before"] == record
+    monkeypatch.setitem(tiny.FOLDERS, "tiny-chat", more)
+    name = "model.layers.0.mlp.up_proj.weight"
+    once, twice = (
+        merged[name].float() - base[name].float(),
+        tiny.weights("tiny-chat")[name].float() - base[name].float(),
+    )
+    assert (twice - once).norm() < 0.7 * twice.norm()  # it went on from there: two steps, then one more
 
 
 def test_a_model_without_weights_says_how_to_make_them(tmp_path, monkeypatch):
@@ -307,3 +319,28 @@ def test_a_model_without_weights_says_how_to_make_them(tmp_path, monkeypatch):
 def test_an_unknown_embedded_model_is_named_with_what_there_is():
     with pytest.raises(KeyError, match="tiny-chat"):
         tiny.folder("small")
+
+
+def test_the_shipped_sibling_does_as_it_is_asked():
+    """The record is of this delta on these weights and reached what was wanted; a small sample says so again."""
+    folder = tiny.folder("tiny-chat")
+    record = json.loads((folder / "training.json").read_text())
+    assert record["sha256"] == digest(folder / "delta.safetensors")
+    assert record["base_sha256"] == digest(tiny.folder("tiny") / "model.safetensors")
+    for group, wanted in NEEDED.items():
+        assert record["as_asked"][group]["share"] >= wanted
+        assert record["as_asked"][group]["n"] >= 150
+    found = obedience(60, seed=1)
+    assert found["language"]["share"] > 0.8
+    assert found["topic"]["share"] > 0.6
+
+
+def test_the_sibling_answers_in_its_chat_format_and_ends():
+    lm = load_model("tiny-chat")
+    asked = "Please write a letter about the garden in French.", "Wie spät ist es?"
+    turns = [[{"role": "user", "content": one}] for one in asked]
+    prompts = [lm.tokenizer.apply_chat_template(t, add_generation_prompt=True, tokenize=False) for t in turns]
+    texts = lm.generate(prompts, max_new_tokens=400).texts
+    assert all("<|" not in text for text in texts)
+    assert all(len(lm.encode(text)[0][0]) < 400 for text in texts)
+    assert "language.french" in {concept for *_, concept in world.recognise(texts[0])}
