@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..shapes import PerLatent, Rows
 from .backends import backend_of
-from .scratch import scratch
+from .scratch import note
 
 ZERO = 128  # the code of 0 among a token's; a weight's is 0
 WIDEST = 2**31 // (255 * 127)  # terms of a sum that surely fit 32 bits
@@ -76,11 +76,11 @@ class Coarse:
 
     def numbers(self, tokens: slice) -> Tensor:
         """[chunk, d_sae], in bf16."""
-        out = scratch((len(self.x.code[tokens]), len(self.W.code)), torch.bfloat16).zero_()
-        torch.ops.onednn.qlinear_pointwise.binary(  # "sum": into memory that is there, which new memory costs more than
+        out = torch.ops.onednn.qlinear_pointwise(
             self.x.code[tokens], 1.0, ZERO, self._packed, self.W.scale, self._zeros[0],
-            out, None, 1.0, 0, torch.bfloat16, 1.0, 0, "sum", 1.0, "none", [], "",
+            None, 1.0, 0, torch.bfloat16, "none", [], "",
         )  # fmt: skip
+        note(out.nbytes)
         reach, blur, bias = self._slack
         backend_of(out).to_scale(out, self.x.scale[tokens], bias, reach[tokens], self.W.norm, blur[tokens], self.W.lost)
         return out

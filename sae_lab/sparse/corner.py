@@ -36,13 +36,14 @@ class _Corner(torch.autograd.Function):
         few = W_dec[index].to(z.dtype)
         ctx.leaves = W_enc.is_leaf, W_dec.is_leaf
         ctx.save_for_backward(centred, W_enc, few, index, z)
-        return (z @ few).to(centred.dtype)
+        return backend_of(z).product(z, few.T, None).to(centred.dtype)
 
     @staticmethod
     def backward(ctx, g):
         (centred, W_enc, few, index, z), (x, W, b, c, W_dec, *_) = ctx.saved_tensors, ctx.needs_input_grad
         g = g.to(z.dtype)
-        q = torch.ops.aten.threshold_backward(g @ few.T, z, 0)  # nothing passes where nothing fired
+        q = backend_of(g).product(g, few, None)
+        q = torch.ops.aten.threshold_backward(q, z, 0)  # nothing passes where nothing fired
         total = q.sum(0, dtype=centred.dtype) if b or c else None
         return (
             (q @ W_enc[index].to(q.dtype)).to(centred.dtype) if x else None,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from . import choosing, kernels
-from .scratch import scratch
+from .reference import product as plain_product
+from .scratch import note, scratch
 
 INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
@@ -22,6 +23,15 @@ def run(kernel, *args):
         if torch.get_num_threads() != threads:  # numba starts its pool on first use, and libgomp's number is shared
             torch.set_num_threads(threads)
         return kernel(*(a.detach().contiguous().numpy() if isinstance(a, Tensor) else a for a in args))
+
+
+def product(rows: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """rows @ W.T + b; in float32 by oneDNN, which takes 0.7 of the time of MKL where the weights do not fit a cache."""
+    if rows.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return plain_product(rows, W, b)
+    out = torch.ops.mkldnn._linear_pointwise(rows, W, b, "none", [], "")
+    note(out.nbytes)
+    return out
 
 
 def dots(start: Tensor, latent: Tensor, rows: Tensor, W: Tensor) -> Tensor:

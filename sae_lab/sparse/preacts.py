@@ -228,9 +228,7 @@ class PreActs:
         step = self._step(len(W), dtype)
         for t in range(0, max(1, self.tok), step):  # no tokens: one empty chunk
             rows = x[t : t + step]
-            out = scratch((len(rows), len(W)), W.dtype, W.device)
-            torch.mm(rows, W.T, out=out) if b is None else torch.addmm(b, rows, W.T, out=out)
-            yield slice(t, t + len(rows)), out
+            yield slice(t, t + len(rows)), backend_of(rows).product(rows, W, b)
 
     def _in_bytes(self, index: Tensor | None, raised: bool) -> Iterator[tuple[slice, Tensor]]:
         W, b = self._weights(index)

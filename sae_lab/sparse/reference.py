@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
+from .scratch import scratch
+
 TINY = 1e-30  # rows all of whose numbers are under it are all rest
+
+
+def product(rows: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """rows @ W.T + b, in scratch memory."""
+    out = scratch((len(rows), len(W)), W.dtype, W.device)
+    return torch.mm(rows, W.T, out=out) if b is None else torch.addmm(b, rows, W.T, out=out)
 
 
 def dots(start: Tensor, latent: Tensor, rows: Tensor, W: Tensor) -> Tensor:

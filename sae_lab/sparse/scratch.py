@@ -19,7 +19,7 @@ _largest = 0
 def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> torch.Tensor:
     """An uninitialised tensor. Its memory is used again when the last tensor or view on it is gone, never before."""
     n = math.prod(shape) * dtype.itemsize
-    _note(n)
+    note(n)
     if n < SMALL or torch.device(device).type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     with _lock:
@@ -39,7 +39,8 @@ def largest(reset: bool = False) -> int:
     return most
 
 
-def _note(n: int) -> None:
+def note(n: int) -> None:
+    """Counts bytes that were made elsewhere."""
     global _largest
     _largest = max(_largest, n)
 
