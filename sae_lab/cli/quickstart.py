@@ -34,7 +34,7 @@ class Quickstart:
     k: int = knob(32, 1, 4096, "latents per token, on average")
     batch: int = knob(1024, 16, 2**20, "tokens per step: small, so that a short run has steps enough")
     lr: float | None = knob(2e-3, 1e-7, 1.0, "peak learning rate; None: the recipe's, which is for long runs")
-    held_out: int = knob(200_000, 2_000, 10**9, "test tokens to measure on")
+    held_out: int = knob(128_000, 2_000, 10**9, "test tokens to measure on")
     folder: str = knob("runs/quickstart", help="run folder; a number is added where it is taken")
     seed: int = knob(0, 0, 2**31 - 1, "seed of everything")
 

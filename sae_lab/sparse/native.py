@@ -94,7 +94,7 @@ def quantise(rows: Tensor, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows in 8 bits: codes, each row's scale and norm, and the norm of what rounding took from it."""
     code = scratch(tuple(rows.shape), torch.uint8 if zero else torch.int8)
     scale, norm, lost = (rows.new_empty(len(rows)) for _ in range(3))
-    run(choosing.quantise, rows, zero, code, scale, norm, lost)
+    run(choosing.quantise, rows, zero, code.view(torch.int8), scale, norm, lost)  # one kernel for both, bits are bits
     return code, scale, norm, lost
 
 
