@@ -1,5 +1,7 @@
 """Arrays and tables in, plotly figures out: one look for notebook, report and panel. Knows nothing else."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -116,3 +118,20 @@ def script() -> str:
 def div(figure: go.Figure) -> str:
     """A figure as HTML that expects `script()` once on the page."""
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+
+
+def bars(names: Sequence[str], values: Sequence[float], title: str) -> go.Figure:
+    """One bar a name, the first on top, with its number."""
+    figure = go.Figure(
+        go.Bar(
+            x=list(values),
+            y=list(names),
+            orientation="h",
+            text=[f"{v:.2f}" for v in values],
+            textposition="outside",
+            marker={"color": COLOURS[0]},
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title_text=title)
+    return style(figure, 80 + 24 * len(names))

@@ -2,12 +2,13 @@
 
 import inspect
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, field, fields, make_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from ..bench import BenchHarvest, BenchStep, BenchTraining
 from ..evaluation import evaluate
 from ..knobs import knob
 from ..launcher import Job, launch, pause, ps, resume, run_job, stop
@@ -23,13 +24,13 @@ from .quickstart import Quickstart, quickstart
 HIDDEN = {"d_in", "variant", "sae", "train"}  # known from elsewhere
 
 
-def options(name: str, *configs: type, doc: str = "", **more: Any) -> type:
+def options(name: str, *configs: type, doc: str = "", hidden: Collection[str] = HIDDEN, **more: Any) -> type:
     """One options class with the knobs of several configs; a knob that two of them have is the first one's."""
     rows: dict[str, tuple] = {}
     for config in configs:
         hints = get_type_hints(config)
         for f in fields(config):
-            if f.name not in HIDDEN and f.name not in rows:
+            if f.name not in hidden and f.name not in rows:
                 rows[f.name] = (f.name, _helped(hints[f.name], f), _default(f))
     rows |= {key: (key, kind, value) for key, (kind, value) in more.items()}
     required_first = sorted(rows.values(), key=lambda row: row[2].default is not MISSING)
@@ -138,6 +139,18 @@ def steered(verb: str, act: Callable[[str], Any]) -> Callable[[list[str], bool],
     return command
 
 
+def run_bench(argv: list[str], as_json: bool) -> None:
+    """`bench step|harvest|training`: what takes how long here."""
+    kinds = {"step": BenchStep, "harvest": BenchHarvest, "training": BenchTraining}
+    what = argv[0] if argv and not argv[0].startswith("-") else "step"
+    if what not in kinds:
+        raise ValueError(f"No bench of {what!r}. Known: {', '.join(kinds)}.")
+    rest = argv[1:] if argv and not argv[0].startswith("-") else argv
+    made = options("BenchOptions", kinds[what], doc=inspect.getdoc(kinds[what]), hidden=())
+    found = kinds[what](**vars(parsed(made, rest, f"bench {what}"))).run()
+    say(found.to_json(), as_json, repr(found))
+
+
 def _folder(argv: list[str], verb: str) -> str:
     kind = options("FolderOptions", doc="Runs in a folder.", folder=(tyro.conf.Positional[str], field(default="runs")))
     return parsed(kind, argv, verb).folder
@@ -170,6 +183,7 @@ COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
     "train": run_train,
     "evaluate": run_evaluate,
     "runs": run_runs,
+    "bench": run_bench,
     "variants": run_variants,
     "ps": run_ps,
     "pause": steered("pause", pause),
