@@ -51,7 +51,7 @@ class Bench:
     @property
     def figure(self):
         """Time of every way over the bound's (plotly)."""
-        return plots.bars(self.rows["way"], self.rows["over"], f"time over that of: {self.bound}")
+        return plots.ratios(self.rows["way"], self.rows["over"], f"time over that of: {self.bound}")
 
     def to_json(self) -> dict[str, Any]:
         return {"about": self.about, "bound": self.bound, "ways": self.rows.to_dict("records")}
@@ -160,7 +160,7 @@ class BenchTraining:
 def taking_turns(ways: dict[str, Way], bound: str, tokens: int, rounds: int, about: dict[str, Any]) -> Bench:
     """Each way once a round; medians over the rounds."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(SETTLE + rounds):
+    for _ in range(SETTLE + rounds):
         for name, way in ways.items():
             begin = time.perf_counter()
             way()

@@ -120,7 +120,7 @@ def div(figure: go.Figure) -> str:
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
 
 
-def bars(names: Sequence[str], values: Sequence[float], title: str) -> go.Figure:
+def ratios(names: Sequence[str], values: Sequence[float], title: str) -> go.Figure:
     """One bar a name, the first on top, with its number."""
     figure = go.Figure(
         go.Bar(
