@@ -10,9 +10,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
 import torch
@@ -21,7 +22,8 @@ from . import plots
 from .harvest import activations
 from .knobs import check, knob
 from .models import load_model
-from .saes import REGISTRY, SAE, Batch, build
+from .peers import peers
+from .saes import REGISTRY, SAE, Batch, build, variant
 from .sites import Site
 from .sparse import Adam
 
@@ -51,7 +53,7 @@ class Bench:
     @property
     def figure(self):
         """Time of every way over the bound's (plotly)."""
-        return plots.ratios(self.rows["way"], self.rows["over"], f"time over that of: {self.bound}")
+        return plots.ratios(self.rows["way"].tolist(), self.rows["over"].tolist(), f"time over that of: {self.bound}")
 
     def to_json(self) -> dict[str, Any]:
         return {"about": self.about, "bound": self.bound, "ways": self.rows.to_dict("records")}
@@ -72,8 +74,13 @@ class BenchStep:
     k: int = knob(32, 1, 512, "latents per token; where a variant has no k, its biases are shifted until so many fire")
     dead: float = knob(0.0, 0.0, 1.0, "share of latents that count as dead, which AuxK then revives")
     rounds: int = knob(7, 1, 10_000, "turns of each way")
+    peers: bool = knob(
+        False, help="BatchTopK steps of sae-lens, dictionary-learning and eai-sparsify take turns as well"
+    )
     device: str = knob("cpu", help="where")
-    choose_in: str = knob("auto", choices=("auto", "float32", "bfloat16"), help="precision to choose latents in")
+    choose_in: str = knob(
+        "auto", choices=("auto", "float32", "bfloat16", "int8"), help="precision to choose latents in"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -92,7 +99,39 @@ class BenchStep:
         for name in self.variants or (name for name in sorted(REGISTRY) if REGISTRY[name].trainable):
             sae = sparse_at(name, x, self.d_sae, self.k, self.choose_in)
             ways[name] = step_of(sae, x, self.dead)
-        return taking_turns(ways, PRODUCT, self.tokens, self.rounds, asdict(self))
+        shape = (self.tokens, self.d_in, self.d_sae, self.k)
+        with peers(shape if self.peers else None) as others:
+            return taking_turns(ways | others, PRODUCT, self.tokens, self.rounds, asdict(self))
+
+
+@dataclass(frozen=True)
+class BenchScaling:
+    """One variant's step over two decades of tokens or of latents; a slope of 1 is time in proportion."""
+
+    over: str = knob("d_sae", choices=("tokens", "d_sae"), help="what grows")
+    variant: str = knob("batchtopk", help="the variant that learns")
+    first: int = knob(1024, 2, 2**20, "the smallest; the largest is 100 times that, in five steps")
+    other: int = knob(4096, 1, 2**22, "the one that stays: latents where tokens grow, tokens where latents grow")
+    d_in: int = knob(512, 1, 2**16, "width of the activation")
+    k: int = knob(32, 1, 512, "latents per token")
+    rounds: int = knob(3, 1, 10_000, "turns of each size")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def run(self) -> Bench:
+        """Raises KeyError for an unknown variant."""
+        sizes = [round(self.first * 10 ** (i / 2)) for i in range(5)]
+        ways: dict[str, Way] = {}
+        for size in sizes:
+            tokens, d_sae = (size, self.other) if self.over == "tokens" else (self.other, size)
+            x = heavy_tailed(tokens, self.d_in)
+            ways[f"{size:,} {self.over}"] = step_of(sparse_at(self.variant, x, d_sae, self.k), x, 0.0)
+        found = taking_turns(ways, next(iter(ways)), self.other, self.rounds, asdict(self))
+        found.rows["tokens_per_s"] = [size if self.over == "tokens" else self.other for size in sizes]
+        found.rows["tokens_per_s"] /= found.rows["ms"] / 1e3
+        slope = float(np.polyfit(np.log(sizes), np.log(found.rows["ms"]), 1)[0])
+        return replace(found, about=found.about | {"slope": round(slope, 3)})
 
 
 @dataclass(frozen=True)
@@ -191,10 +230,10 @@ def heavy_tailed(tokens: int, d_in: int, seed: int = 0) -> torch.Tensor:
     return x / d_in**0.5
 
 
-def sparse_at(variant: str, x: torch.Tensor, d_sae: int, k: int, choose_in: str = "auto") -> SAE:
+def sparse_at(name: str, x: torch.Tensor, d_sae: int, k: int, choose_in: str = "auto") -> SAE:
     """An untrained SAE of uneven latents of which about k fire per token."""
-    given = {"k": k} if "k" in REGISTRY[variant].Config.__dataclass_fields__ else {}
-    sae = build(variant, d_in=x.shape[1], d_sae=d_sae, choose_in=choose_in, **given).to(x.device)
+    given = {"k": k} if "k" in variant(name).Config.__dataclass_fields__ else {}
+    sae = build(name, d_in=x.shape[1], d_sae=d_sae, choose_in=choose_in, **given).to(x.device)
     if sae.b_enc is None:
         return sae
     with torch.no_grad():

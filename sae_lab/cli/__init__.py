@@ -12,7 +12,7 @@ VERBS = {
     "train": "train one SAE: sae-lab train VARIANT [options]",
     "evaluate": "measure a trained SAE on held-out text: sae-lab evaluate RUN",
     "runs": "list the runs of a folder",
-    "bench": "time training steps, harvest, or both on this machine: sae-lab bench step|harvest|training",
+    "bench": "time this machine: sae-lab bench step|scaling|harvest|training",
     "variants": "list the variants with their papers",
     "ps": "list the runs with their processes",
     "pause": "pause a detached run",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from ..bench import BenchHarvest, BenchStep, BenchTraining
+from ..bench import BenchHarvest, BenchScaling, BenchStep, BenchTraining
 from ..evaluation import evaluate
 from ..knobs import knob
 from ..launcher import Job, launch, pause, ps, resume, run_job, stop
@@ -140,8 +140,8 @@ def steered(verb: str, act: Callable[[str], Any]) -> Callable[[list[str], bool],
 
 
 def run_bench(argv: list[str], as_json: bool) -> None:
-    """`bench step|harvest|training`: what takes how long here."""
-    kinds = {"step": BenchStep, "harvest": BenchHarvest, "training": BenchTraining}
+    """`bench step|scaling|harvest|training`: what takes how long here."""
+    kinds = {"step": BenchStep, "scaling": BenchScaling, "harvest": BenchHarvest, "training": BenchTraining}
     what = argv[0] if argv and not argv[0].startswith("-") else "step"
     if what not in kinds:
         raise ValueError(f"No bench of {what!r}. Known: {', '.join(kinds)}.")
