@@ -74,9 +74,7 @@ class BenchStep:
     k: int = knob(32, 1, 512, "latents per token; where a variant has no k, its biases are shifted until so many fire")
     dead: float = knob(0.0, 0.0, 1.0, "share of latents that count as dead, which AuxK then revives")
     rounds: int = knob(7, 1, 10_000, "turns of each way")
-    peers: bool = knob(
-        False, help="BatchTopK steps of sae-lens, dictionary-learning and eai-sparsify take turns as well"
-    )
+    peers: bool = knob(False, help="steps of sae-lens, dictionary-learning and eai-sparsify take turns as well")
     device: str = knob("cpu", help="where")
     choose_in: str = knob(
         "auto", choices=("auto", "float32", "bfloat16", "int8"), help="precision to choose latents in"

@@ -34,7 +34,7 @@ def dictionary_learning(x, d_sae, k):
 
 
 def sparsify(x, d_sae, k):
-    """sparsify: SparseCoder (TopK) with the optimiser's steps of its Trainer, which wants a language model around it."""
+    """sparsify: SparseCoder (TopK) with its Trainer's steps; the Trainer itself wants a language model around it."""
     import torch
     from sparsify import SparseCoder, SparseCoderConfig
 
