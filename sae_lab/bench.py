@@ -7,6 +7,7 @@ model's own forward pass up to the site.
 
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 
 from . import plots
@@ -32,6 +32,7 @@ STILL = 1e-9  # a learning rate: the weights hardly move, so that every round do
 
 PRODUCT, FORWARD = "encoder product, float32", "plain forward, cut"
 TURN = 32_768  # tokens
+SHAPES = {"small": "4096x512x8192x32", "large": "4096x1024x16384x64", "wide": "4096x512x65536x32"}
 
 Way = Callable[[], Any]
 
@@ -68,10 +69,10 @@ class BenchStep:
     """Whole training steps (objective, backward, clipping, Adam, unit norm) of variants at equal L0."""
 
     variants: tuple[str, ...] = knob((), help="variants to time; none named: all that are trained")
-    tokens: int = knob(4096, 1, 2**24, "tokens per step")
-    d_in: int = knob(512, 1, 2**16, "width of the activation")
-    d_sae: int = knob(8192, 1, 2**22, "latents")
-    k: int = knob(32, 1, 512, "latents per token; where a variant has no k, its biases are shifted until so many fire")
+    shapes: tuple[str, ...] = knob(
+        ("small",),
+        help="tokens x d_in x d_sae x k, such as 4096x512x8192x32, or small, large, wide; several make a grid",
+    )
     dead: float = knob(0.0, 0.0, 1.0, "share of latents that count as dead, which AuxK then revives")
     rounds: int = knob(7, 1, 10_000, "turns of each way")
     peers: bool = knob(False, help="steps of sae-lens, dictionary-learning and eai-sparsify take turns as well")
@@ -82,12 +83,27 @@ class BenchStep:
 
     def __post_init__(self) -> None:
         check(self)
+        for shape in self.shapes:
+            sized(shape)
 
     def run(self) -> Bench:
-        """Raises KeyError for an unknown variant."""
-        x = heavy_tailed(self.tokens, self.d_in).to(self.device)
-        W = torch.randn(self.d_sae, self.d_in, device=self.device)
-        product = torch.empty(self.tokens, self.d_sae, device=self.device)
+        """Where a variant has no k, its biases are shifted until so many latents fire.
+
+        Raises:
+            KeyError: an unknown variant.
+        """
+        found = [self.at(shape) for shape in self.shapes]
+        if len(found) == 1:
+            return found[0]
+        rows = [bench.rows.assign(way=shape + " " + bench.rows["way"]) for shape, bench in zip(self.shapes, found)]
+        return replace(found[-1], rows=pd.concat(rows, ignore_index=True))
+
+    def at(self, shape: str) -> Bench:
+        """One shape of the grid."""
+        tokens, d_in, d_sae, k = sized(shape)
+        x = heavy_tailed(tokens, d_in).to(self.device)
+        W = torch.randn(d_sae, d_in, device=self.device)
+        product = torch.empty(tokens, d_sae, device=self.device)
         source, half, x_half, W_half = torch.zeros_like(product), product.bfloat16(), x.bfloat16(), W.bfloat16()
         ways: dict[str, Way] = {
             "copy of as many bytes": lambda: product.copy_(source),
@@ -95,11 +111,9 @@ class BenchStep:
             "encoder product, bfloat16": lambda: torch.mm(x_half, W_half.T, out=half),
         }
         for name in self.variants or (name for name in sorted(REGISTRY) if REGISTRY[name].trainable):
-            sae = sparse_at(name, x, self.d_sae, self.k, self.choose_in)
-            ways[name] = step_of(sae, x, self.dead)
-        shape = (self.tokens, self.d_in, self.d_sae, self.k)
-        with peers(shape if self.peers else None) as others:
-            return taking_turns(ways | others, PRODUCT, self.tokens, self.rounds, asdict(self))
+            ways[name] = step_of(sparse_at(name, x, d_sae, k, self.choose_in), x, self.dead)
+        with peers((tokens, d_in, d_sae, k) if self.peers else None) as others:
+            return taking_turns(ways | others, PRODUCT, tokens, self.rounds, asdict(self))
 
 
 @dataclass(frozen=True)
@@ -194,6 +208,21 @@ class BenchTraining:
         return taking_turns(ways, "harvest", len(turn) * self.batch, self.rounds, asdict(self))
 
 
+def sized(shape: str) -> tuple[int, int, int, int]:
+    """(tokens, d_in, d_sae, k) of a named or written shape.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    numbers = SHAPES.get(shape, shape).split("x")
+    if len(numbers) != 4 or not all(n.isdigit() and int(n) for n in numbers):
+        known = ", ".join(SHAPES)
+        raise ValueError(
+            f"shape {shape!r} is not tokens x d_in x d_sae x k, such as 4096x512x8192x32, nor one of {known}."
+        )
+    return tuple(map(int, numbers))
+
+
 def taking_turns(ways: dict[str, Way], bound: str, tokens: int, rounds: int, about: dict[str, Any]) -> Bench:
     """Each way once a round; medians over the rounds."""
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -215,9 +244,9 @@ def taking_turns(ways: dict[str, Way], bound: str, tokens: int, rounds: int, abo
         }
         for name, middle in median.items()
     ]
-    memory = psutil.Process().memory_info().rss / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if platform.system() == "Darwin" else 2**20)
     machine = {"threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1)}
-    machine |= {"memory_gb": round(memory, 2), "torch": torch.__version__, "machine": platform.machine()}
+    machine |= {"peak_gb": round(peak, 2), "torch": torch.__version__, "machine": platform.machine()}
     return Bench(pd.DataFrame(rows), bound, about | machine)
 
 

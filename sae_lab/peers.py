@@ -50,7 +50,9 @@ def environment(library: str) -> Path:
         ours = torch.__version__.partition("+")[0]
         _run(library, sys.executable, "-m", "venv", folder)
         _run(library, python, "-m", "pip", "install", "-q", f"torch=={ours}", f"{library}=={LIBRARIES[library]}")
-        _run(library, python, "-m", "pip", "uninstall", "-q", "-y", "torchvision")  # built for another torch, not needed
+        _run(
+            library, python, "-m", "pip", "uninstall", "-q", "-y", "torchvision"
+        )  # built for another torch, not needed
         done.touch()
     return python
 

@@ -16,6 +16,7 @@ from sae_lab.bench import (
     BenchStep,
     BenchTraining,
     cut,
+    sized,
     sparse_at,
     step_of,
     taking_turns,
@@ -24,7 +25,7 @@ from sae_lab.cli import main
 from sae_lab.models import load_model
 from sae_lab.saes import REGISTRY
 
-LITTLE = {"tokens": 64, "d_in": 16, "d_sae": 48, "k": 3, "rounds": 1}
+LITTLE = {"shapes": ("64x16x48x3",), "rounds": 1}
 
 
 def test_ways_take_turns_and_medians_are_over_the_bound(monkeypatch):
@@ -55,7 +56,14 @@ def test_every_trained_variant_is_stepped():
     trained = {name for name in REGISTRY if REGISTRY[name].trainable}
     assert trained <= set(found.rows["way"])
     assert found.rows.set_index("way")["over"][PRODUCT] == 1
-    assert {"tokens", "d_sae", "threads", "memory_gb", "torch"} <= set(found.about)
+    assert {"shapes", "threads", "peak_gb", "torch"} <= set(found.about)
+
+
+def test_a_grid_has_the_rows_of_every_shape():
+    found = BenchStep(shapes=("64x16x48x3", "32x8x24x2"), rounds=1, variants=("topk",)).run()
+    assert {"64x16x48x3 topk", "32x8x24x2 topk"} < set(found.rows["way"])
+    assert (found.rows.set_index("way").loc[[f"64x16x48x3 {PRODUCT}", f"32x8x24x2 {PRODUCT}"], "over"] == 1).all()
+    assert sized("small") == (4096, 512, 8192, 32)
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(REGISTRY) if REGISTRY[name].trainable])
@@ -103,6 +111,8 @@ def test_harvest_and_training_are_timed():
         (lambda: BenchStep(**LITTLE, variants=("topq",)).run(), "topk"),
         (lambda: BenchHarvest(site="L9R").run(), "layers 0 to 3"),
         (lambda: BenchStep(**LITTLE | {"rounds": 0}), "rounds"),
+        (lambda: BenchStep(shapes=("64x16x48",)), "64x16x48.*small, large, wide"),
+        (lambda: BenchStep(shapes=("huge",)), "huge"),
     ],
 )
 def test_what_cannot_be_timed_is_said(make, message):
@@ -110,12 +120,13 @@ def test_what_cannot_be_timed_is_said(make, message):
         make()
 
 
-def test_the_command_line_prints_a_table_or_one_object(capsys):
-    line = ["bench", "step", "--variants", "topk", "--rounds", "1", "--tokens", "64", "--d-in", "16", "--d-sae", "48"]
+def test_the_command_line_prints_a_table_or_one_object(capsys, tmp_path):
+    line = ["bench", "step", "--variants", "topk", "--rounds", "1", "--shapes", "64x16x48x3"]
     assert main(line) == 0
     table = capsys.readouterr().out
     assert PRODUCT in table and "tokens_per_s" in table
-    assert main([*line, "--json"]) == 0
+    assert main([*line, "--json", "--picture", str(tmp_path / "speed.html")]) == 0
+    assert "plotly" in (tmp_path / "speed.html").read_text(encoding="utf-8")
     given = json.loads(capsys.readouterr().out)
     assert given["bound"] == PRODUCT and {way["way"] for way in given["ways"]} >= {"topk", PRODUCT}
     assert main(["bench", "speed"]) != 0

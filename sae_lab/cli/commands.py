@@ -146,8 +146,13 @@ def run_bench(argv: list[str], as_json: bool) -> None:
     if what not in kinds:
         raise ValueError(f"No bench of {what!r}. Known: {', '.join(kinds)}.")
     rest = argv[1:] if argv and not argv[0].startswith("-") else argv
-    made = options("BenchOptions", kinds[what], doc=inspect.getdoc(kinds[what]), hidden=())
-    found = kinds[what](**vars(parsed(made, rest, f"bench {what}"))).run()
+    picture = {"picture": (str, knob("", help="an HTML file for the picture"))}
+    made = options("BenchOptions", kinds[what], doc=inspect.getdoc(kinds[what]), hidden=(), **picture)
+    given = vars(parsed(made, rest, f"bench {what}"))
+    drawn = given.pop("picture")
+    found = kinds[what](**given).run()
+    if drawn:
+        found.figure.write_html(drawn)
     say(found.to_json(), as_json, repr(found))
 
 
