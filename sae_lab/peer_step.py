@@ -57,6 +57,7 @@ LIBRARIES = {"sae-lens": sae_lens, "dictionary-learning": dictionary_learning, "
 
 def main(library, *numbers):
     """Writes "ready", then the seconds of one step for every line that comes in."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
     import torch
 
     tokens, d_in, d_sae, k, threads = map(int, numbers)
@@ -66,11 +67,11 @@ def main(library, *numbers):
     x = torch.randn(tokens, d_in, generator=rng) * (torch.rand(tokens, 1, generator=rng) + 0.5) / d_in**0.5
     step = LIBRARIES[library](x, d_sae, k)
     step()
-    print("ready", flush=True)
+    print("ready", file=answers, flush=True)
     for _ in sys.stdin:
         begin = time.perf_counter()
         step()
-        print(time.perf_counter() - begin, flush=True)
+        print(time.perf_counter() - begin, file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import torch
 
@@ -31,11 +33,14 @@ def peer(library: str, shape: tuple[int, int, int, int]) -> Iterator[Callable[[]
         RuntimeError: the library could not be installed, or its process ended; with what it said.
     """
     command = [environment(library), SCRIPT, library, *map(str, shape), str(torch.get_num_threads())]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, bufsize=1, **pipes) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (
+        TemporaryFile("w+") as said,  # a pipe that nobody reads would fill up
+        subprocess.Popen(command, text=True, bufsize=1, stderr=said, **pipes) as process,
+    ):
         try:
-            _line(process, library)
-            yield lambda: _step(process, library)
+            _line(process, library, said)
+            yield lambda: _step(process, library, said)
         finally:
             process.kill()
 
@@ -63,13 +68,15 @@ def _run(library: str, *command: object) -> None:
         raise RuntimeError(f"{library} could not be installed; leave it out with no --peers.\n{done.stderr[-2000:]}")
 
 
-def _step(process: subprocess.Popen, library: str) -> None:
+def _step(process: subprocess.Popen, library: str, said: IO[str]) -> None:
     process.stdin.write("\n")
-    _line(process, library)
+    _line(process, library, said)
 
 
-def _line(process: subprocess.Popen, library: str) -> str:
+def _line(process: subprocess.Popen, library: str, said: IO[str]) -> str:
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"{library} ended before its step was done.\n{process.stderr.read()[-2000:]}")
+        process.wait()
+        said.seek(0)
+        raise RuntimeError(f"{library} ended before its step was done.\n{said.read()[-2000:]}")
     return line

@@ -148,6 +148,7 @@ def library(tmp_path, monkeypatch):
 def test_a_peer_steps_when_it_is_told_to(library, tmp_path):
     log = tmp_path / "log"
     library.write_text(
+        "print('a library that says hello')\n"
         "class BatchTopKTrainer:\n"
         "    def __init__(self, **config): self.config = config\n"
         "    def update(self, step, x):\n"
