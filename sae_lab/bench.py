@@ -59,9 +59,13 @@ class Bench:
     def to_json(self) -> dict[str, Any]:
         return {"about": self.about, "bound": self.bound, "ways": self.rows.to_dict("records")}
 
+    @property
+    def told(self) -> str:
+        """What was measured where, in a line."""
+        return ", ".join(f"{k} {v}" for k, v in self.about.items())
+
     def __repr__(self) -> str:
-        about = ", ".join(f"{k} {v}" for k, v in self.about.items())
-        return f"{about}\n{self.rows.round(2).to_string(index=False)}"
+        return f"{self.told}\n{self.rows.round(2).to_string(index=False)}"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 `python -m sae_lab.launcher FOLDER` is what the process runs: the job.json of that folder.
 """
 
+import atexit
 import os
 import signal
 import subprocess
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _children: list[subprocess.Popen] = []  # of this process, so that each is reaped when it ends
+
+
+@atexit.register
+def _reap() -> None:
+    for child in _children:
+        child.poll()
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,19 @@ def test_variants_do_not_know_each_other(path):
     assert {name for kind, name in imports(path) if kind == "sibling"} <= SHARED
 
 
-WRITES = {"write_text", "write_bytes", "mkdir", "rename", "unlink", "rmtree", "savez", "save_file", "to_csv", "touch"}
+WRITES = {
+    "write_text",
+    "write_bytes",
+    "mkdir",
+    "rename",
+    "unlink",
+    "rmtree",
+    "savez",
+    "save_file",
+    "to_csv",
+    "touch",
+    "write_html",
+}
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) not in WRITERS], ids=short)

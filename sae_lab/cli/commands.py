@@ -4,6 +4,7 @@ import inspect
 import shlex
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, field, fields, make_dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import tyro
@@ -14,6 +15,7 @@ from ..knobs import knob
 from ..launcher import Job, launch, pause, ps, resume, run_job, stop
 from ..library import load_sae
 from ..models import load_model
+from ..report import Section, write_page
 from ..runs import Run, find_runs, fresh
 from ..saes import REGISTRY, variant
 from ..training import TrainConfig
@@ -146,13 +148,14 @@ def run_bench(argv: list[str], as_json: bool) -> None:
     if what not in kinds:
         raise ValueError(f"No bench of {what!r}. Known: {', '.join(kinds)}.")
     rest = argv[1:] if argv and not argv[0].startswith("-") else argv
-    picture = {"picture": (str, knob("", help="an HTML file for the picture"))}
+    picture = {"picture": (str, knob("", help="an HTML file for table and picture"))}
     made = options("BenchOptions", kinds[what], doc=inspect.getdoc(kinds[what]), hidden=(), **picture)
     given = vars(parsed(made, rest, f"bench {what}"))
-    drawn = given.pop("picture")
+    page = given.pop("picture")
     found = kinds[what](**given).run()
-    if drawn:
-        found.figure.write_html(drawn)
+    if page:
+        shown = Section(f"Over {found.bound}", "Medians of what took turns.", (found.figure, found.rows))
+        write_page(Path(page), f"bench {what}", found.told, [shown])
     say(found.to_json(), as_json, repr(found))
 
 

@@ -79,7 +79,7 @@ class Rule(ABC):
         """Marks the exact choice among the nonzeros of a generous one."""
         return torch.ones_like(score, dtype=torch.bool)
 
-    def blurred(self, s: Support, exact: Values, keep: Tensor, generous: Any) -> bool:
+    def too_narrow(self, s: Support, exact: Values, keep: Tensor, generous: Any) -> bool:
         """Whether a generous choice was too narrow for how far its scores were off, so that a better one may be out."""
         return False
 
@@ -100,8 +100,8 @@ class TopK(Rule):
     def cut(self, s: Support, score: Values, amount: int) -> Tensor:
         return backend_of(score).prune(s.start, score, s.start.new_full((s.tok,), amount))[0]
 
-    def blurred(self, s: Support, exact: Values, keep: Tensor, generous: int) -> bool:
-        return _blurred(s.start, s.score, exact, keep, generous) > 0
+    def too_narrow(self, s: Support, exact: Values, keep: Tensor, generous: int) -> bool:
+        return _too_narrow(s.start, s.score, exact, keep, generous) > 0
 
 
 class BatchTopK(Rule):
@@ -120,8 +120,8 @@ class BatchTopK(Rule):
     def cut(self, s: Support, score: Values, amount: int) -> Tensor:
         return _by_batch(s, score, s.start.new_tensor([amount]))[0]
 
-    def blurred(self, s: Support, exact: Values, keep: Tensor, generous: int) -> bool:
-        return _blurred(s.start[[0, -1]], s.score, exact, keep, generous) > 0
+    def too_narrow(self, s: Support, exact: Values, keep: Tensor, generous: int) -> bool:
+        return _too_narrow(s.start[[0, -1]], s.score, exact, keep, generous) > 0
 
 
 class ColumnTopK(Rule):
@@ -139,9 +139,9 @@ class ColumnTopK(Rule):
     def cut(self, s: Support, score: Values, amount: Tensor) -> Tensor:
         return _by_latent(s, score, amount)[0]
 
-    def blurred(self, s: Support, exact: Values, keep: Tensor, generous: Tensor) -> bool:
+    def too_narrow(self, s: Support, exact: Values, keep: Tensor, generous: Tensor) -> bool:
         order = s.T.order.long()  # a latent has few more than its quota: some are always near
-        return _blurred(s.T.start, s.score[order], exact[order], keep[order], generous) > SOME
+        return _too_narrow(s.T.start, s.score[order], exact[order], keep[order], generous) > SOME
 
 
 class Above(Rule):
@@ -219,7 +219,7 @@ def _by_batch(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]
     return backend_of(score).prune(s.start[[0, -1]], score, quota)
 
 
-def _blurred(start: Tensor, score: Values, exact: Values, keep: Tensor, generous: Any) -> float:
+def _too_narrow(start: Tensor, score: Values, exact: Values, keep: Tensor, generous: Any) -> float:
     """Share of the full groups whose rounded scores do not reach `APART` errors below the least exact one kept."""
     count, score = start.diff(), score.to(exact.dtype)
     off = (backend_of(exact).totals(start, (exact - score).square_()) / count).sqrt_()

@@ -169,7 +169,7 @@ class PreActs:
         by = value if score is None else self._score_at(full, value, score)
         by = by.abs() if signed else by
         keep = rule.cut(s, by, amount)
-        if rule.blurred(s, by, keep, generous):
+        if rule.too_narrow(s, by, keep, generous):
             return None
         exact = Support(full.latent, full.start, full.d_sae, score=value).subset(keep)
         self.found[exact] = exact.score
