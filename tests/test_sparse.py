@@ -30,7 +30,7 @@ from sae_lab.sparse import (
     sums,
     topk,
 )
-from sae_lab.sparse.coarse import ZERO, Coarse, Codes
+from sae_lab.sparse.coarse import Coarse, Codes
 from sae_lab.sparse.scratch import largest
 
 TOK, D_IN, D_SAE = 70, 12, 90
@@ -188,13 +188,13 @@ def test_eight_bits_miss_by_no_more_than_their_bound(name):
     x, W, b = heavy()
     exact = x.double() @ W.double().T + b
     with backend(name):
-        codes = Codes.of(x, ZERO), Codes.of(W, 0)
+        codes = Codes.of(x), Codes.of(W)
         near, over = (Coarse(*codes, b, raised).numbers(slice(None)).double() for raised in (False, True))
-    for rows, c, zero in ((x, codes[0], ZERO), (W, codes[1], 0)):
-        rest = rows - (c.code.float() - zero) * c.scale[:, None]
+    for rows, c in zip((x, W), codes):
+        rest = rows - c.code * c.scale[:, None]
         torch.testing.assert_close(rest.norm(dim=1), c.lost, rtol=1e-3, atol=0)
         torch.testing.assert_close(rows.norm(dim=1), c.norm)
-        assert (c.code.int() - zero).abs().amax(1).eq(127).all()
+        assert c.code.int().abs().amax(1).eq(127).all()
     size = x.norm(dim=1)[:, None] * W.norm(dim=1) + b.abs()
     assert ((near - exact).abs() / size).max() < 0.02
     assert (over >= exact).all()
@@ -206,8 +206,8 @@ def test_eight_bits_are_the_same_on_both_backends():
     given = []
     for name in ("numba", "torch"):
         with backend(name):
-            codes = Codes.of(x, ZERO)
-            given.append((codes.code.int(), Coarse(codes, Codes.of(W, 0), b, True).numbers(slice(None)).float()))
+            codes = Codes.of(x)
+            given.append((codes.code.int(), Coarse(codes, Codes.of(W), b, True).numbers(slice(None)).float()))
     (a, many), (c, same) = given
     assert ((a - c).abs() <= 1).all() and (a != c).float().mean() < 1e-4  # a half may round either way
     torch.testing.assert_close(many, same, rtol=2**-7, atol=1e-3)
@@ -417,7 +417,8 @@ def test_a_corner_is_as_exact_as_bf16(coarse):
     leaves = params(torch.float32)[:5]
     pre, near = corners(*leaves, 9, choose_in=coarse)
     with torch.no_grad():
-        pre.choose(topk, 4)  # what it remembers in 8 bits is too rough for a value
+        pre.choose(topk, 4)
+        assert pre.dense_among(DEAD, DEAD.nonzero()[:, 0]) is pre.seen[coarse]  # no second product
     (_, fine), (_, again) = corners(*leaves, 9), (pre, corner(pre, leaves[4], DEAD, 9))
     off = (near - fine).norm() / fine.norm()
     assert 1e-5 < off < 0.02 and (again - fine).norm() / fine.norm() < 0.02

@@ -7,9 +7,9 @@ import torch
 
 from sae_lab.saes import Batch, build
 from sae_lab.saes.losses import dead_error, mse
-from sae_lab.sparse import Adam, above, backend, batch_topk, column_topk, decode, encode, scratch, topk
+from sae_lab.sparse import Adam, above, backend, batch_topk, column_topk, corner, decode, encode, scratch, topk
 from sae_lab.sparse.choose import Above
-from sae_lab.sparse.coarse import ZERO, Coarse, Codes
+from sae_lab.sparse.coarse import Coarse, Codes
 
 COARSE = pytest.mark.parametrize("coarse", [torch.bfloat16, torch.int8])
 BYTES = torch.int8
@@ -90,14 +90,21 @@ def test_a_floor_is_exact_where_rounding_cancels(coarse):
         assert len(encode(x, W, choose_in=coarse).over(exact - below).latent) == 1
 
 
-@pytest.mark.parametrize("d_in", [1, 2, 8, 64])
+def test_activations_of_one_number_are_not_multiplied_in_bytes():
+    x, W = randn(500, 1), randn(40, 1)
+    rough = encode(x, W, choose_in=BYTES)
+    assert rough.coarse == torch.float32
+    assert torch.equal(rough.choose(topk, 3).latent, encode(x, W).choose(topk, 3).latent)
+
+
+@pytest.mark.parametrize("d_in", [2, 8, 64])
 def test_a_raised_number_is_never_under_the_exact_one(d_in):
     """Latents that point exactly at tokens, with codes that are exact: what is left is rounding to bf16."""
     x = torch.randint(-127, 128, (200, d_in), generator=torch.Generator().manual_seed(d_in)).float()
     x[:, 0] = 127
     x *= torch.rand(200, 1, generator=torch.Generator().manual_seed(0)) + 0.5
     for W in (x, unit(randn(300, d_in))):
-        raised = Coarse(Codes.of(x, ZERO), Codes.of(W, 0), None, True).numbers(slice(None))
+        raised = Coarse(Codes.of(x), Codes.of(W), None, True).numbers(slice(None))
         assert (raised.double() >= x.double() @ W.double().T).all()
 
 
@@ -135,9 +142,9 @@ def test_huge_and_tiny_rows_lose_nothing_in_bytes(scale):
 def test_both_backends_make_the_same_codes():
     x = randn(40, 30)
     x[3], x[5], x[7, 2], x[9, 4] = 0.0, 1e-32, torch.inf, 1e25
-    ours = Codes.of(x, ZERO)
+    ours = Codes.of(x)
     with backend("torch"):
-        theirs = Codes.of(x, ZERO)
+        theirs = Codes.of(x)
     assert torch.equal(ours.code, theirs.code)
     for a, b in (
         (ours.scale, theirs.scale),
@@ -215,3 +222,15 @@ def test_scratch_keeps_a_few_pieces_of_a_size():
     del held
     gc.collect()
     assert len(_free[1031 * 1024 * 4]) == SPARE
+
+
+def test_a_corner_gradient_is_added_in_place():
+    """Autograd copies a gradient that is a view of another tensor: megabytes per weight."""
+    x, W_enc, W_dec = (randn(n, 600).requires_grad_() for n in (300, 512, 512))
+    dead = torch.arange(512) < 40
+    pre = encode(x, W_enc, again=dead)
+    out = decode(pre.keep(pre.choose(topk, 4)), W_dec) + corner(pre, W_dec, dead, 30)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as seen:
+        out.sum().backward()
+    whole = [list(W_enc.shape)] * 2
+    assert not [e for e in seen.events() if e.name == "aten::copy_" and e.input_shapes[:2] == whole]

@@ -9,7 +9,7 @@ from ..knobs import knob
 from ..shapes import Acts, Part
 from ..sparse import Latents, batch_topk
 from .base import SAE, Batch, Objective, Recipe
-from .losses import dead_error, mse
+from .losses import dead_error, energy
 from .select import batch_threshold, follow
 
 
@@ -43,9 +43,9 @@ class BatchTopK(SAE, name="batchtopk"):
         z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
         follow(self.threshold, z, self.cfg.momentum)
         x_hat = self.decode(z)
-        missed = (batch.target - x_hat).detach()
+        missed = batch.target - x_hat
         aux = self.cfg.aux_weight * dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux)
-        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "auxk": aux})
+        return Objective(x_hat, z, {"mse": energy(missed), "auxk": aux})
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:

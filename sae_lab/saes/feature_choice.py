@@ -10,7 +10,7 @@ from ..knobs import knob
 from ..shapes import Acts, LatentInts, Part, PerLatent, Rows
 from ..sparse import Latents, batch_topk, column_topk
 from .base import SAE, Batch, Objective, Recipe
-from .losses import geometric_median, mse, power, shortfall_error
+from .losses import energy, geometric_median, power, shortfall_error
 from .select import apportion, draw_lots, follow, latent_thresholds, zipf_density
 
 
@@ -73,11 +73,11 @@ class FeatureChoice(SAE, name="feature_choice"):
         follow(self.threshold, z, self.cfg.momentum)
         self.latest.copy_(z.support.T.start.diff() / tok)
         x_hat = self.decode(z)
-        missed = (batch.target - x_hat).detach()
+        missed = batch.target - x_hat
         short = (1 - self.density / self.law()).relu()
         aux = shortfall_error(pre, self.W_dec, missed, short, self.cfg.k_aux or max(1, self.cfg.d_in // 2))
         aux = self.cfg.aux_weight * aux / power(missed).clamp(min=1e-12)
-        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "aux_zipf": aux})
+        return Objective(x_hat, z, {"mse": energy(missed), "aux_zipf": aux})
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -9,7 +9,7 @@ from ..knobs import knob
 from ..shapes import Acts, Rows, Scalar
 from ..sparse import Latents, PreActs, Support, scratch, topk
 from .base import SAE, Batch, Objective, Recipe
-from .losses import dead_error, geometric_median, mse, power
+from .losses import dead_error, energy, geometric_median, power
 
 
 class Gradient(SAE, name="gradient"):
@@ -58,10 +58,10 @@ class Gradient(SAE, name="gradient"):
         pre = self.pre(batch.x, self.b_dec, again=batch.dead)
         z = pre.keep(self._choose(pre, batch.grad, self._measure(batch.grad))).relu()
         x_hat = self.decode(z)
-        missed = (batch.target - x_hat).detach()
+        missed = batch.target - x_hat
         aux = dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux or max(1, self.cfg.d_in // 2))
         aux = self.cfg.aux_weight * aux / power(missed).clamp(min=1e-12)
-        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "auxk": aux})
+        return Objective(x_hat, z, {"mse": energy(missed), "auxk": aux})
 
     @torch.no_grad()
     def _choose(self, pre: PreActs, grad: Rows, per_grad: Scalar) -> Support:

@@ -10,7 +10,7 @@ from ..knobs import knob
 from ..shapes import Acts, Part, Rows
 from ..sparse import Latents, batch_topk
 from .base import SAE, Batch, Objective, Recipe
-from .losses import geometric_median, mse, power, shortfall_error
+from .losses import energy, geometric_median, power, shortfall_error
 from .select import batch_threshold, follow, zipf_density
 
 
@@ -59,12 +59,12 @@ class MutualChoice(SAE, name="mutual_choice"):
         follow(self.threshold, z, self.cfg.momentum)
         self.latest.copy_(z.support.T.start.diff() / len(batch.x))
         x_hat = self.decode(z)
-        missed = (batch.target - x_hat).detach()
+        missed = batch.target - x_hat
         law = zipf_density(self.density, self.cfg.k, self.cfg.zipf, self.cfg.shift)
         short = (1 - self.density / law).relu()
         aux = shortfall_error(pre, self.W_dec, missed, short, self.cfg.k_aux or max(1, self.cfg.d_in // 2))
         aux = self.cfg.aux_weight * aux / power(missed).clamp(min=1e-12)
-        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "aux_zipf": aux})
+        return Objective(x_hat, z, {"mse": energy(missed), "aux_zipf": aux})
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -160,8 +160,8 @@ def columns(a, index, out):
 
 @jit(parallel=True)
 @no_type_check
-def quantise(rows, zero, code, scale, norm, lost):
-    """code[r] = zero + rows[r] / scale[r], rounded, the largest 127 from zero; `lost`: the norm of what rounding took.
+def quantise(rows, code, scale, norm, lost):
+    """code[r] = rows[r] / scale[r], rounded, the largest 127; `lost`: the norm of what rounding took.
 
     A row that is not finite gets the scale NaN: whatever is multiplied with it is lost as well.
     """
@@ -176,7 +176,7 @@ def quantise(rows, zero, code, scale, norm, lost):
             if not TINY <= most < np.inf:
                 small = most * np.sqrt(rows.dtype.type(n))
                 scale[t], norm[t], lost[t] = 0 if most < TINY else np.nan, 0, small if most < TINY else 0
-                to[:] = zero
+                to[:] = 0
                 continue
             per = rows.dtype.type(127) / most
             for i in range(n):  # in units of the scale, in which no square overflows
@@ -184,21 +184,26 @@ def quantise(rows, zero, code, scale, norm, lost):
                 near = np.rint(exact)
                 total += exact * exact
                 gone += (exact - near) * (exact - near)
-                to[i] = np.int32(near) + zero
+                to[i] = np.int32(near)
             unit = most / rows.dtype.type(127)
             scale[t], norm[t], lost[t] = unit, unit * np.sqrt(total), unit * np.sqrt(gone)
 
 
 @jit(parallel=True)
 @no_type_check
-def to_scale(numbers, scale, bias, reach, norm, blur, lost):
-    """numbers[t, l] * scale[t] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in place: bf16 seen as int16."""
-    tok, n = numbers.shape
+def to_scale(products, by_token, by_latent, bias, reach, norm, blur, lost, out):
+    """products[t, l] * by_token[t] * by_latent[l] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in bf16."""
+    tok, n = products.shape
     for part in numba.prange(PARTS):
         for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
-            row, s, a, c = numbers[t], scale[t], reach[t], blur[t]
-            for i in range(n):
-                row[i] = half_bits(s * from_half(row[i]) + (bias[i] + (a * norm[i] + c * lost[i])))
+            row, to, s, a, c = products[t], out[t], by_token[t], reach[t], blur[t]
+            if a == 0 and c == 0:
+                for i in range(n):
+                    to[i] = half_bits(s * by_latent[i] * np.float32(row[i]) + bias[i])
+            else:
+                for i in range(n):
+                    exact = s * by_latent[i] * np.float32(row[i])
+                    to[i] = half_bits(exact + (bias[i] + (a * norm[i] + c * lost[i])))
 
 
 @jit(parallel=True)

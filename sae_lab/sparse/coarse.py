@@ -13,17 +13,16 @@ from torch import Tensor
 
 from ..shapes import PerLatent, Rows
 from .backends import backend_of
-from .scratch import note
+from .scratch import scratch
 
-ZERO = 128  # the code of 0 among a token's; a weight's is 0
-WIDEST = 2**31 // (255 * 127)  # terms of a sum that surely fit 32 bits
+WIDTHS = range(2, 2**31 // 127**2)  # terms of a sum that surely fit 32 bits; torch multiplies rows of one wrongly
 BLURRED = 0.02  # mean |x - x'| / |x| above which 8 bits are not enough; 0.007 is usual, huge coordinates raise it
-HALF = 2.0**-6.9  # two roundings to bf16 of 2^-8 each, with room
+HALF = 2.0**-7.9  # a rounding to bf16 of 2^-8, with room
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Rows in 8 bits: row r, of norm `norm[r]`, is `scale[r] * (code[r] - zero)` and a rest of norm `lost[r]`."""
+    """Rows in 8 bits: row r, of norm `norm[r]`, is `scale[r] * code[r]` and a rest of norm `lost[r]`."""
 
     code: Tensor
     scale: Tensor
@@ -31,8 +30,8 @@ class Codes:
     lost: Tensor
 
     @classmethod
-    def of(cls, rows: Rows, zero: int) -> "Codes":
-        return cls(*backend_of(rows).quantise(rows, zero))
+    def of(cls, rows: Rows) -> "Codes":
+        return cls(*backend_of(rows).quantise(rows))
 
 
 def blurred(x: Rows, codes: Codes) -> bool:
@@ -58,17 +57,9 @@ class Coarse:
     raised: bool
 
     @cached_property
-    def _packed(self) -> Tensor:
-        return torch.ops.onednn.qlinear_prepack(self.W.code, None)
-
-    @cached_property
-    def _zeros(self) -> tuple[Tensor, Tensor]:
-        return torch.zeros(len(self.W.code), dtype=torch.long), torch.zeros(len(self.W.code))
-
-    @cached_property
     def _slack(self) -> tuple[Tensor, Tensor, Tensor]:
         """Factors of |w| and of |w - w'| in the bound, per token; the bias with its own rounding, per latent."""
-        bias = self._zeros[1] if self.b is None else self.b.float()
+        bias = torch.zeros(len(self.W.code)) if self.b is None else self.b.float()
         if not self.raised:
             return torch.zeros_like(self.x.norm), torch.zeros_like(self.x.norm), bias
         there = self.x.norm + self.x.lost  # |w'| is at most |w| + |w - w'|
@@ -76,26 +67,17 @@ class Coarse:
 
     def numbers(self, tokens: slice) -> Tensor:
         """[chunk, d_sae], in bf16."""
-        out = torch.ops.onednn.qlinear_pointwise(
-            self.x.code[tokens], 1.0, ZERO, self._packed, self.W.scale, self._zeros[0],
-            None, 1.0, 0, torch.bfloat16, "none", [], "",
-        )  # fmt: skip
-        note(out.nbytes)
-        reach, blur, bias = self._slack
-        backend_of(out).to_scale(out, self.x.scale[tokens], bias, reach[tokens], self.W.norm, blur[tokens], self.W.lost)
-        return out
+        x, W, (reach, blur, bias) = self.x.code[tokens], self.W, self._slack
+        products = torch._int_mm(x, W.code.T, out=scratch((len(x), len(W.code)), torch.int32))
+        of = backend_of(self.x.scale)
+        return of.to_scale(products, self.x.scale[tokens], W.scale, bias, reach[tokens], W.norm, blur[tokens], W.lost)
 
 
 @cache
 def available() -> bool:
     """Whether this CPU multiplies 8-bit numbers exactly: without VNNI, sums of two products overflow 16 bits."""
     try:
-        one = Coarse(*(Codes(*_loudest(zero)) for zero in (ZERO, 0)), None, False)
-        return bool((one.numbers(slice(None)) == 127 * 127 * 64).all())
+        loudest = Codes(torch.full((64, 64), 127, dtype=torch.int8), *torch.ones(3, 64).unbind())
+        return bool((Coarse(loudest, loudest, None, False).numbers(slice(None)) == 127 * 127 * 64).all())
     except (AttributeError, RuntimeError):
         return False
-
-
-def _loudest(zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    code = torch.full((64, 64), zero + 127, dtype=torch.uint8 if zero else torch.int8)
-    return code, *torch.ones(3, 64).unbind()

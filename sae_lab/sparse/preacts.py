@@ -13,12 +13,12 @@ from torch import Tensor
 from ..shapes import Acts, Direction, LatentMask, PerLatent, Rows, Values, Weights
 from .backends import backend_of
 from .choose import Above, Chunks, Rule, above
-from .coarse import WIDEST, ZERO, Coarse, Codes, available, blurred
+from .coarse import WIDTHS, Coarse, Codes, available, blurred
 from .latents import Latents, Support, dots, latent_sums, latent_totals, sums
 from .scratch import scratch
 
 CHUNK_BYTES = 2**24  # of scores that exist at a time
-FRESH_BYTES = 2**22  # the same where each chunk is new memory: the allocator gives small pieces back to the next
+EIGHT_BYTES = 2**22  # the same of products in 8 bits, which are only passed on: they stay in a cache
 FEWEST = 64  # tokens in a chunk at least: below, the weights are read too often
 REMEMBERED = 2**27  # bytes of scores that are kept for a second choice, at most
 EXACT_ABOVE = 0.2  # share that is chosen above which exact numbers for all cost less than for a generous choice
@@ -141,7 +141,7 @@ class PreActs:
         reach = loudest * W.norm(dim=1) + (0 if b is None else b.abs())
         margin = 2.0**-7 * (1.01 + W.shape[1] * 2.0**-16) * reach
         if self.coarse == torch.int8:
-            x, w = self._codes, Codes.of(W.detach(), 0)
+            x, w = self._codes, Codes.of(W.detach())
             margin = margin + 2 * (x.lost.max() * w.norm + (x.norm + x.lost).max() * w.lost)
         return (margin if index is None else margin[index]) + 2.0**-7 * floor.abs()
 
@@ -214,9 +214,9 @@ class PreActs:
 
     @torch.no_grad()
     def dense_among(self, among: LatentMask, index: Tensor) -> Tensor:
-        """[tok, len(index)] numbers of a few latents, those that `among` marks, in floats of the choice's precision."""
-        if among is self.again and self.numbers in self.seen:
-            return self.seen[self.numbers]
+        """[tok, len(index)] numbers of a few latents, those that `among` marks, as the choice sees them."""
+        if among is self.again and self.coarse in self.seen:
+            return self.seen[self.coarse]
         out = scratch((self.tok, len(index)), self.numbers, self.centred.device)
         for tokens, part in self._in_floats(self.numbers, index):
             out[tokens] = part
@@ -232,8 +232,8 @@ class PreActs:
 
     def _in_bytes(self, index: Tensor | None, raised: bool) -> Iterator[tuple[slice, Tensor]]:
         W, b = self._weights(index)
-        coarse = Coarse(self._codes, Codes.of(W, 0), b, raised)
-        step = max(FEWEST, FRESH_BYTES // (2 * len(W)))
+        coarse = Coarse(self._codes, Codes.of(W), b, raised)
+        step = max(FEWEST, EIGHT_BYTES // (4 * len(W)))
         for t in range(0, self.tok, step):
             tokens = slice(t, min(t + step, self.tok))
             yield tokens, coarse.numbers(tokens)
@@ -245,7 +245,7 @@ class PreActs:
 
     @cached_property
     def _codes(self) -> Codes:
-        return Codes.of(self.centred, ZERO)
+        return Codes.of(self.centred)
 
     @cached_property
     def coarse(self) -> torch.dtype:
@@ -298,7 +298,7 @@ def encode(
         raise TypeError(f"x is {rows.dtype}: on the CPU an SAE computes in float32 or float64, as sae.float() does.")
     centred = rows.detach() if centre is None else (rows - centre).detach()
     coarse = choose_in if choose_in is not None and rows.dtype == torch.float32 else rows.dtype
-    if coarse == torch.int8 and not (rows.device.type == "cpu" and 0 < rows.shape[1] <= WIDEST and available()):
+    if coarse == torch.int8 and not (rows.device.type == "cpu" and rows.shape[1] in WIDTHS and available()):
         coarse = rows.dtype
     return PreActs((rows, W_enc, b_enc, centre), centred, coarse, tuple(x.shape[:-1]), again)
 

@@ -19,13 +19,15 @@ def dots(start: Tensor, latent: Tensor, rows: Tensor, W: Tensor) -> Tensor:
     return (rows[_row(start)] * W[latent]).sum(1)
 
 
-def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor) -> Tensor:
-    """One row per row of the support: the sum of value * W[latent]."""
+def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor, order: Tensor | None = None) -> Tensor:
+    """One row per row of the support: the sum of value * W[latent]; `order` says where the values are."""
+    value = value if order is None else value[order]
     return W.new_zeros(len(start) - 1, W.shape[1]).index_add(0, _row(start), value[:, None] * W[latent])
 
 
-def totals(start: Tensor, value: Tensor) -> Tensor:
-    """One number per row of the support: the sum of its values."""
+def totals(start: Tensor, value: Tensor, order: Tensor | None = None) -> Tensor:
+    """One number per row of the support: the sum of its values; `order` says where they are."""
+    value = value if order is None else value[order]
     return value.new_zeros(len(start) - 1).index_add(0, _row(start), value)
 
 
@@ -54,7 +56,7 @@ def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
     out.copy_(a[:, index])
 
 
-def quantise(rows: Tensor, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows in 8 bits: codes, each row's scale and norm, and the norm of what rounding took from it."""
     most = rows.abs().amax(1)
     good = (most >= TINY) & most.isfinite()
@@ -63,12 +65,13 @@ def quantise(rows: Tensor, zero: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     scale = torch.where(good, most / 127, torch.where(most < TINY, 0, torch.nan))
     rest = torch.where(most < TINY, most * rows.shape[1] ** 0.5, 0)
     norm, lost = (torch.where(good, scale * a.norm(dim=1), b) for a, b in ((exact, 0), (exact - near, rest)))
-    return (near + zero).to(torch.uint8 if zero else torch.int8), scale, norm, lost
+    return near.to(torch.int8), scale, norm, lost
 
 
-def to_scale(numbers: Tensor, scale, bias, reach, norm, blur, lost) -> None:
-    """numbers[t, l] * scale[t] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in place, in bf16."""
-    numbers.copy_(numbers.float() * scale[:, None] + bias + reach[:, None] * norm + blur[:, None] * lost)
+def to_scale(products: Tensor, by_token, by_latent, bias, reach, norm, blur, lost) -> Tensor:
+    """products[t, l] * by_token[t] * by_latent[l] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in bf16."""
+    exact = products.float() * (by_token[:, None] * by_latent)
+    return (exact + (bias + (reach[:, None] * norm + blur[:, None] * lost))).bfloat16()
 
 
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """Large memory that is asked of the system once: fresh pages can cost as much as the product that fills them."""
 
+import ctypes
 import math
+import os
 import threading
 import weakref
 
@@ -10,6 +12,9 @@ import torch
 SMALL = 2**20  # bytes; below, the ordinary allocator is as quick
 SIZES = 16  # how many sizes are remembered at most
 SPARE = 16  # pieces of one size that are kept for later at most
+
+KEPT = 2**28  # freed bytes that the C library may keep instead of giving them back, only to ask for them again
+ALLOCATED = 2**25  # bytes from which on it asks for each piece; the most that glibc allows
 
 _free: dict[int, list[np.ndarray]] = {}
 _lock = threading.RLock()  # re-entrant: a finalizer may run while the lock is held
@@ -27,9 +32,11 @@ def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | s
             for size in [size for size in _free if not _free[size]] if len(_free) < SIZES else list(_free):
                 del _free[size]  # sizes no longer in use do not pile up
         memory = _free[n].pop() if _free.get(n) else np.empty(n + 64, np.uint8)
-    lease = memory[-memory.ctypes.data % 64 :][:n]  # cache-line aligned; torch holds the lease, not the memory
-    weakref.finalize(lease, _give_back, memory).atexit = False
-    return torch.from_numpy(lease).view(dtype).view(shape)
+    same = "int16" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")
+    lease = memory[-memory.ctypes.data % 64 :][:n].view(same).reshape(shape)  # on a cache line
+    weakref.finalize(lease, _give_back, memory).atexit = False  # torch holds the lease, not the memory
+    out = torch.from_numpy(lease)  # no view of another tensor: autograd adds in place only to what nobody else holds
+    return out.view(dtype) if dtype == torch.bfloat16 else out
 
 
 def largest(reset: bool = False) -> int:
@@ -45,8 +52,19 @@ def note(n: int) -> None:
     _largest = max(_largest, n)
 
 
+def _keep_freed() -> None:
+    """A step frees and asks for pieces of megabytes; by default each comes as fresh pages, which cost a tenth of it."""
+    known = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & set(os.environ)  # the user has said
+    if os.name == "posix" and not known:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # glibc has it
+        mallopt(-1, KEPT), mallopt(-3, ALLOCATED)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+
+
 def _give_back(memory: np.ndarray) -> None:
     with _lock:
         same = _free.setdefault(memory.nbytes - 64, [])
         if len(same) < SPARE:
             same.append(memory)
+
+
+_keep_freed()
