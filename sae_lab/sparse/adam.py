@@ -39,8 +39,8 @@ class Adam:
     @torch.no_grad()
     def grad_norm(self) -> float:
         """Euclidean norm of all gradients together; each row summed on its own, then the rows in order."""
-        rows = [_rows(p.grad).square().sum(1).double() for p in self.params.values() if p.grad is not None]
-        return torch.cat(rows).cumsum(0)[-1].sqrt().item() if rows else 0.0
+        rows = [_rows(p.grad).norm(dim=1).double() for p in self.params.values() if p.grad is not None]
+        return torch.cat(rows).square().cumsum(0)[-1].sqrt().item() if rows else 0.0
 
     @torch.no_grad()
     def step(self, scale: float = 1.0) -> None:

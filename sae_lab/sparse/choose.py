@@ -22,6 +22,7 @@ from .backends import backend_of
 from .latents import Support, starts
 
 SAMPLE = 128  # tokens by which the floor of a batch is guessed
+SPARE = 1.5  # how many more than those asked for should be over it
 APART = 3.0  # usual errors of a rounded score by which a generous choice must reach below the exact one
 SOME = 0.25  # share of latents whose own choices may reach less far
 
@@ -171,13 +172,12 @@ def _guessed(chunks: Chunks, n: int) -> Support | None:
     for _, score in chunks:
         if floor is None:
             some = score[:SAMPLE]
-            first = _support(chunks.d_sae, [backend_of(score).above(some, _floor(0.0, score))])
-            floor = _by_batch(first, first.score, first.start.new_tensor([2 * n * len(some) // chunks.tok]))[1][0]
-        parts.append(_support(chunks.d_sae, [backend_of(score).above(score, _floor(floor, score))]))
+            floor = _floor(backend_of(score).nth_largest(some, int(SPARE * n * len(some) / chunks.tok)), score)
+        parts.append(_support(chunks.d_sae, [backend_of(score).above(score, floor)]))
         found += len(parts[-1].latent)
         if found > 8 * n:
             return None
-    if found < n and floor > 0:
+    if found < n and floor[0] > 0:
         return None
     pool = Support.join(parts)
     return pool.subset(_by_batch(pool, pool.score, pool.start.new_tensor([n]))[0])

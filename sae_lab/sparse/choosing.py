@@ -12,7 +12,7 @@ from numba.extending import intrinsic, overload
 
 from .kernels import PARTS, cut, jit
 
-STRETCH = 64  # scores that are counted together
+STRETCH = 64  # scores that are counted together; as many as a uint64 has bits
 TINY = np.float32(1e-30)  # rows all of whose numbers are under it are all rest
 
 
@@ -26,6 +26,12 @@ def as_float(context, bits):
 def as_bits(context, number):
     """A float32's bits as an int32."""
     return types.int32(types.float32), lambda c, b, sig, args: b.bitcast(args[0], c.get_value_type(types.int32))
+
+
+@intrinsic
+def lowest(context, bits):
+    """Which bit of a uint64 is the lowest that is set."""
+    return types.int64(types.uint64), lambda c, b, sig, args: b.cttz(args[0], c.get_constant(types.boolean, True))
 
 
 @jit()
@@ -231,34 +237,42 @@ def prune(start, key, quota, keep, floor):
 
 @jit(parallel=True)
 @no_type_check
-def count_above(score, floor, hits, count):
-    """How many of each row are not at or below the floor (a NaN counts), and of each stretch of a row."""
-    tok = score.shape[0]
+def find_above(score, floor, place, latent, value, count, found):
+    """Places and values of what is not at or below the floor (a NaN is not), row by row, counted by row and by part.
+
+    Part p writes between place[p] and place[p + 1]; where that is too little it only counts. Many stretches of a row
+    have none; the hits of the others become bits first, which is vectorised.
+    """
+    (tok, n), one = score.shape, np.uint64(1)
     for part in numba.prange(PARTS):
+        p, end = place[part], place[part + 1]
         for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
-            total = 0
-            for b in range(hits.shape[1]):
-                piece, low = score[t, b * STRETCH : (b + 1) * STRETCH], floor[b * STRETCH : (b + 1) * STRETCH]
-                found = np.int32(0)
+            first = p
+            for b in range(0, n, STRETCH):
+                piece, low = score[t, b : b + STRETCH], floor[b : b + STRETCH]
+                hits = np.int32(0)
                 for i in range(piece.size):
-                    found += np.int32(0) if number(piece[i]) <= low[i] else np.int32(1)
-                hits[t, b] = found
-                total += found
-            count[t] = total
-
-
-@jit(parallel=True)
-@no_type_check
-def fill_above(score, floor, hits, start, latent, value):
-    """Which they are, and their values, from place start[t] on; most stretches have none."""
-    tok = score.shape[0]
-    for part in numba.prange(PARTS):
-        for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
-            p = start[t]
-            for b in range(hits.shape[1]):
-                if hits[t, b]:
-                    piece, low = score[t, b * STRETCH : (b + 1) * STRETCH], floor[b * STRETCH : (b + 1) * STRETCH]
+                    hits += np.int32(0) if number(piece[i]) <= low[i] else np.int32(1)
+                if hits and p + hits <= end:
+                    bits, q = np.uint64(0), p
                     for i in range(piece.size):
-                        if not number(piece[i]) <= low[i]:
-                            latent[p], value[p] = b * STRETCH + i, number(piece[i])
-                            p += 1
+                        bits |= (np.uint64(0) if number(piece[i]) <= low[i] else one) << np.uint64(i)
+                    while bits:
+                        i = lowest(bits)
+                        latent[q], value[q] = b + i, number(piece[i])
+                        q += 1
+                        bits &= bits - one
+                p += hits
+            count[t] = p - first
+        found[part] = p - place[part]
+
+
+@jit()
+@no_type_check
+def pack(place, found, latent, value, to_latent, to_value):
+    """What the parts found, one after another."""
+    p = 0
+    for part in range(PARTS):
+        n, at = found[part], place[part]
+        to_latent[p : p + n], to_value[p : p + n] = latent[at : at + n], value[at : at + n]
+        p += n

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from . import choosing, kernels
+from .kernels import PARTS
 from .reference import product as plain_product
 from .scratch import note, scratch
 
 INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+
+USUAL = 256  # hits per token for which there is room at once; for more, they are looked for again
 
 _lock = threading.RLock()  # numba's fallback threading layer aborts the process when two threads call kernels
 
@@ -108,13 +111,24 @@ def to_scale(products: Tensor, by_token, by_latent, bias, reach, norm, blur, los
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The latents of each token's scores over their latent's floor, how many, and the scores (bf16 as float32)."""
     numbers = score.contiguous().view(torch.int16) if score.dtype == torch.bfloat16 else score
-    count = torch.empty(len(score), dtype=torch.long)
-    hits = torch.empty(len(score), -(-score.shape[1] // choosing.STRETCH), dtype=torch.uint8)
-    run(choosing.count_above, numbers, floor, hits, count)
-    start = torch.cat([count.new_zeros(1), count.cumsum(0)])
-    latent, value = torch.empty(int(start[-1]), dtype=torch.int32), torch.empty(int(start[-1]), dtype=floor.dtype)
-    run(choosing.fill_above, numbers, floor, hits, start, latent, value)
-    return latent, count, value
+    tok, count, found = len(score), torch.empty(len(score), dtype=torch.long), torch.empty(PARTS, dtype=torch.long)
+    place = torch.arange(PARTS + 1) * tok // PARTS * min(score.shape[1], USUAL)
+    while True:
+        latent, value = scratch((int(place[-1]),), torch.int32), scratch((int(place[-1]),), floor.dtype)
+        run(choosing.find_above, numbers, floor, place, latent, value, count, found)
+        if bool((found <= place.diff()).all()):
+            break
+        place = torch.cat([found.new_zeros(1), found.cumsum(0)])
+    out = torch.empty(int(found.sum()), dtype=torch.int32), torch.empty(int(found.sum()), dtype=floor.dtype)
+    run(choosing.pack, place, found, latent, value, *out)
+    return out[0], count, out[1]
+
+
+def nth_largest(score: Tensor, n: int) -> Tensor:
+    """The n-th largest of all positive scores; 0 where there are fewer."""
+    score = torch.where(score.isnan(), torch.nan, score).contiguous()
+    out = run(choosing.kth_largest, score.view(INTEGER[score.dtype]).view(-1), n)
+    return torch.tensor(out, dtype=INTEGER[score.dtype]).view(score.dtype)
 
 
 def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:

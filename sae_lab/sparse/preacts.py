@@ -18,7 +18,7 @@ from .latents import Latents, Support, dots, latent_sums, latent_totals, sums
 from .scratch import scratch
 
 CHUNK_BYTES = 2**24  # of scores that exist at a time
-EIGHT_BYTES = 2**22  # the same of products in 8 bits, which are only passed on: they stay in a cache
+EIGHT_BYTES = 2**23  # the same of products in 8 bits, which are only passed on: they stay in a cache
 FEWEST = 64  # tokens in a chunk at least: below, the weights are read too often
 REMEMBERED = 2**27  # bytes of scores that are kept for a second choice, at most
 EXACT_ABOVE = 0.2  # share that is chosen above which exact numbers for all cost less than for a generous choice

@@ -81,6 +81,12 @@ def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mask.nonzero()[:, 1].int(), mask.sum(1), score[mask]
 
 
+def nth_largest(score: Tensor, n: int) -> Tensor:
+    """The n-th largest of all positive scores; 0 where there are fewer."""
+    score = score.reshape(-1).clamp(min=0)
+    return score.sort(descending=True).values[n - 1] if 0 < n <= len(score) else score.new_zeros(())
+
+
 def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
     """Marks each group's `quota` largest positive scores; the second tensor is what a later one has to exceed."""
     group = _row(start)
