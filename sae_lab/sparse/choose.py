@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..shapes import LatentMask, Scores, Values
 from .backends import backend_of
+from .coarse import Numbers
 from .latents import Support, starts
 
 SAMPLE = 128  # tokens by which the floor of a batch is guessed
@@ -29,14 +30,23 @@ SOME = 0.25  # share of latents whose own choices may reach less far
 
 @dataclass(frozen=True)
 class Chunks:
-    """Scores of `tok` tokens, some at a time: iterating gives (slice of tokens, [chunk, d_sae] scores), once each."""
+    """Scores of `tok` tokens, some at a time: iterating gives (slice of tokens, [chunk, d_sae] scores), once each.
+
+    Attributes:
+        unmade: the same before it is written anywhere, where that is possible.
+    """
 
     tok: int
     d_sae: int
     pieces: Callable[[], Iterator[tuple[slice, Tensor]]]
+    unmade: Callable[[], Iterator[tuple[slice, Numbers]]] | None = None
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         return self.pieces()
+
+    def scores(self) -> Iterator[Tensor | Numbers]:
+        """The pieces in the cheapest form they come in."""
+        return (score for _, score in (self.unmade or self.pieces)())
 
     @classmethod
     def whole(cls, scores: Scores) -> "Chunks":
@@ -90,7 +100,7 @@ class TopK(Rule):
 
     def choose(self, chunks: Chunks, amount: int) -> Support:
         k = min(amount, chunks.d_sae)
-        return _support(chunks.d_sae, [backend_of(score).largest(score, k) for _, score in chunks])
+        return _support(chunks.d_sae, [_largest(score, k) for score in chunks.scores()])
 
     def density(self, amount: int, chunks: Chunks) -> float:
         return amount / max(1, chunks.d_sae)
@@ -149,7 +159,7 @@ class Above(Rule):
     """Everything over a floor."""
 
     def choose(self, chunks: Chunks, amount: Tensor | float) -> Support:
-        return _support(chunks.d_sae, [backend_of(score).above(score, _floor(amount, score)) for _, score in chunks])
+        return _support(chunks.d_sae, [_above(score, _floor(amount, score)) for score in chunks.scores()])
 
     def within(self, amount: Tensor | float, index: Tensor) -> Tensor | float:
         return amount[index] if isinstance(amount, Tensor) and amount.dim() else amount
@@ -169,11 +179,11 @@ topk, batch_topk, column_topk, above = TopK(), BatchTopK(), ColumnTopK(), Above(
 def _guessed(chunks: Chunks, n: int) -> Support | None:
     """The n largest of the batch by a floor guessed from its first tokens; None where the guess was far off."""
     floor, parts, found = None, [], 0
-    for _, score in chunks:
+    for score in chunks.scores():
         if floor is None:
-            some = score[:SAMPLE]
-            floor = _floor(backend_of(score).nth_largest(some, int(SPARE * n * len(some) / chunks.tok)), score)
-        parts.append(_support(chunks.d_sae, [backend_of(score).above(score, floor)]))
+            some = score[:SAMPLE].dense() if isinstance(score, Numbers) else score[:SAMPLE]
+            floor = _floor(backend_of(some).nth_largest(some, int(SPARE * n * len(some) / chunks.tok)), score)
+        parts.append(_support(chunks.d_sae, [_above(score, floor)]))
         found += len(parts[-1].latent)
         if found > 8 * n:
             return None
@@ -197,11 +207,11 @@ def _pooled(chunks: Chunks, quota: Tensor, total: int, prune: Callable) -> Suppo
         keep, least = prune(pool, pool.score, quota.to(pool.score.device))
         return pool.subset(keep), least if len(least) == chunks.d_sae else least[0]
 
-    for _, chunk in chunks:
+    for chunk in chunks.scores():
         at = 0
         while not at or at < len(chunk):
             score = chunk[at : at + max(1, seen, 2 * total // max(1, chunks.d_sae))]
-            parts.append(_support(chunks.d_sae, [backend_of(score).above(score, _floor(floor, score))]))
+            parts.append(_support(chunks.d_sae, [_above(score, _floor(floor, score))]))
             at, seen = at + max(1, len(score)), seen + len(score)
             if sum(len(part.latent) for part in parts) > 2 * total:
                 pool, floor = pruned()
@@ -213,6 +223,14 @@ def _support(d_sae: int, found: list[tuple[Tensor, Tensor, Tensor]]) -> Support:
     """One support from the (latent, count, score) of several chunks."""
     latent, count, score = map(torch.cat, zip(*found))
     return Support(latent, starts(count), d_sae, score=score)
+
+
+def _largest(score: Scores | Numbers, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    return score.largest(k) if isinstance(score, Numbers) else backend_of(score).largest(score, k)
+
+
+def _above(score: Scores | Numbers, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return score.above(floor) if isinstance(score, Numbers) else backend_of(score).above(score, floor)
 
 
 def _by_batch(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +252,7 @@ def _by_latent(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor
     return torch.empty_like(keep).index_copy_(0, s.T.order.long(), keep), floor
 
 
-def _floor(floor: Tensor | float, score: Tensor) -> Tensor:
+def _floor(floor: Tensor | float, score: Tensor | Numbers) -> Tensor:
     """One floor per latent, in the precision in which a score is compared."""
     wide = torch.float32 if score.dtype == torch.bfloat16 else score.dtype
     return torch.as_tensor(floor, dtype=wide, device=score.device).detach().expand(score.shape[1]).contiguous()

@@ -166,8 +166,8 @@ def columns(a, index, out):
 
 @jit(parallel=True)
 @no_type_check
-def quantise(rows, code, scale, norm, lost):
-    """code[r] = rows[r] / scale[r], rounded, the largest 127; `lost`: the norm of what rounding took.
+def quantise(rows, code, total, scale, norm, lost):
+    """code[r] = rows[r] / scale[r], rounded, the largest 127; `total`: their sum; `lost`: norm of what rounding took.
 
     A row that is not finite gets the scale NaN: whatever is multiplied with it is lost as well.
     """
@@ -175,41 +175,26 @@ def quantise(rows, code, scale, norm, lost):
     for part in numba.prange(PARTS):
         for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
             row, to = rows[t], code[t]
-            top, total, gone = np.int32(0), rows.dtype.type(0), rows.dtype.type(0)
+            to[n:] = 0
+            top, whole, size, gone = np.int32(0), np.int32(0), rows.dtype.type(0), rows.dtype.type(0)
             for i in range(n):
                 top = max(top, as_bits(row[i]) & np.int32(0x7FFFFFFF))  # as integers the maximum is vectorised
             most = as_float(top)
             if not TINY <= most < np.inf:
                 small = most * np.sqrt(rows.dtype.type(n))
                 scale[t], norm[t], lost[t] = 0 if most < TINY else np.nan, 0, small if most < TINY else 0
-                to[:] = 0
+                to[:], total[t] = 0, 0
                 continue
             per = rows.dtype.type(127) / most
             for i in range(n):  # in units of the scale, in which no square overflows
                 exact = row[i] * per
                 near = np.rint(exact)
-                total += exact * exact
+                size += exact * exact
                 gone += (exact - near) * (exact - near)
                 to[i] = np.int32(near)
+                whole += np.int32(near)
             unit = most / rows.dtype.type(127)
-            scale[t], norm[t], lost[t] = unit, unit * np.sqrt(total), unit * np.sqrt(gone)
-
-
-@jit(parallel=True)
-@no_type_check
-def to_scale(products, by_token, by_latent, bias, reach, norm, blur, lost, out):
-    """products[t, l] * by_token[t] * by_latent[l] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in bf16."""
-    tok, n = products.shape
-    for part in numba.prange(PARTS):
-        for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
-            row, to, s, a, c = products[t], out[t], by_token[t], reach[t], blur[t]
-            if a == 0 and c == 0:
-                for i in range(n):
-                    to[i] = half_bits(s * by_latent[i] * np.float32(row[i]) + bias[i])
-            else:
-                for i in range(n):
-                    exact = s * by_latent[i] * np.float32(row[i])
-                    to[i] = half_bits(exact + (bias[i] + (a * norm[i] + c * lost[i])))
+            total[t], scale[t], norm[t], lost[t] = whole, unit, unit * np.sqrt(size), unit * np.sqrt(gone)
 
 
 @jit(parallel=True)
@@ -235,35 +220,42 @@ def prune(start, key, quota, keep, floor):
             floor[g] = kth if ties == 0 and q > 0 else zero
 
 
+@jit()
+@no_type_check
+def find_row(row, floor, p, end, latent, value):
+    """Places and values of what is not at or below the floor (a NaN is not), from p on; where the next ones go.
+
+    At `end` it only counts on. Many stretches have none; the hits of the others become bits first, which is vectorised.
+    """
+    one = np.uint64(1)
+    for b in range(0, row.size, STRETCH):
+        piece, low = row[b : b + STRETCH], floor[b : b + STRETCH]
+        hits = np.int32(0)
+        for i in range(piece.size):
+            hits += np.int32(0) if number(piece[i]) <= low[i] else np.int32(1)
+        if hits and p + hits <= end:
+            bits, q = np.uint64(0), p
+            for i in range(piece.size):
+                bits |= (np.uint64(0) if number(piece[i]) <= low[i] else one) << np.uint64(i)
+            while bits:
+                i = lowest(bits)
+                latent[q], value[q] = b + i, number(piece[i])
+                q += 1
+                bits &= bits - one
+        p += hits
+    return p
+
+
 @jit(parallel=True)
 @no_type_check
-def find_above(score, floor, place, latent, value, count, found):
-    """Places and values of what is not at or below the floor (a NaN is not), row by row, counted by row and by part.
-
-    Part p writes between place[p] and place[p + 1]; where that is too little it only counts. Many stretches of a row
-    have none; the hits of the others become bits first, which is vectorised.
-    """
-    (tok, n), one = score.shape, np.uint64(1)
+def find_above(score, floor, bounds, place, latent, value, count, found):
+    """`find_row` for every row, counted by row and by part; part p writes between place[p] and place[p + 1]."""
     for part in numba.prange(PARTS):
-        p, end = place[part], place[part + 1]
-        for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
-            first = p
-            for b in range(0, n, STRETCH):
-                piece, low = score[t, b : b + STRETCH], floor[b : b + STRETCH]
-                hits = np.int32(0)
-                for i in range(piece.size):
-                    hits += np.int32(0) if number(piece[i]) <= low[i] else np.int32(1)
-                if hits and p + hits <= end:
-                    bits, q = np.uint64(0), p
-                    for i in range(piece.size):
-                        bits |= (np.uint64(0) if number(piece[i]) <= low[i] else one) << np.uint64(i)
-                    while bits:
-                        i = lowest(bits)
-                        latent[q], value[q] = b + i, number(piece[i])
-                        q += 1
-                        bits &= bits - one
-                p += hits
-            count[t] = p - first
+        p = place[part]
+        for t in range(bounds[part], bounds[part + 1]):
+            q = p
+            p = find_row(score[t], floor, p, place[part + 1], latent, value)
+            count[t] = p - q
         found[part] = p - place[part]
 
 

@@ -6,16 +6,15 @@ from rounding, and |<x, w> - <x', w'>| <= |x - x'| |w| + |x'| |w - w'|: what 8 b
 
 import math
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..shapes import PerLatent, Rows
 from .backends import backend_of
-from .scratch import scratch
 
-WIDTHS = range(2, 2**31 // 127**2)  # terms of a sum that surely fit 32 bits; torch multiplies rows of one wrongly
+WIDEST = 2**31 // (255 * 127)  # terms of a sum that surely fit 32 bits
 BLURRED = 0.02  # mean |x - x'| / |x| above which 8 bits are not enough; 0.007 is usual, huge coordinates raise it
 HALF = 2.0**-7.9  # a rounding to bf16 of 2^-8, with room
 
@@ -25,6 +24,7 @@ class Codes:
     """Rows in 8 bits: row r, of norm `norm[r]`, is `scale[r] * code[r]` and a rest of norm `lost[r]`."""
 
     code: Tensor
+    total: Tensor  # of each row's codes
     scale: Tensor
     norm: Tensor
     lost: Tensor
@@ -45,7 +45,7 @@ def blurred(x: Rows, codes: Codes) -> bool:
 
 @dataclass(frozen=True)
 class Coarse:
-    """<x, W> + b in bf16, a few tokens at a time, from 8-bit codes of both.
+    """<x, W> + b in bf16, from 8-bit codes of both.
 
     Attributes:
         raised: numbers are raised by what rounding may hide, so that none lies under the exact one.
@@ -56,28 +56,76 @@ class Coarse:
     b: PerLatent | None
     raised: bool
 
+    @property
+    def d_sae(self) -> int:
+        return len(self.W.code)
+
     @cached_property
-    def _slack(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Factors of |w| and of |w - w'| in the bound, per token; the bias with its own rounding, per latent."""
-        bias = torch.zeros(len(self.W.code)) if self.b is None else self.b.float()
-        if not self.raised:
-            return torch.zeros_like(self.x.norm), torch.zeros_like(self.x.norm), bias
-        there = self.x.norm + self.x.lost  # |w'| is at most |w| + |w - w'|
-        return (1 + HALF) * self.x.lost + HALF * there, (1 + HALF) * there, bias + HALF * bias.abs()
+    def panels(self) -> Tensor:
+        return backend_of(self.W.code).panels(self.W.code)
 
-    def numbers(self, tokens: slice) -> Tensor:
-        """[chunk, d_sae], in bf16."""
-        x, W, (reach, blur, bias) = self.x.code[tokens], self.W, self._slack
-        products = torch._int_mm(x, W.code.T, out=scratch((len(x), len(W.code)), torch.int32))
-        of = backend_of(self.x.scale)
-        return of.to_scale(products, self.x.scale[tokens], W.scale, bias, reach[tokens], W.norm, blur[tokens], W.lost)
+    @cached_property
+    def bias(self) -> PerLatent:
+        """With its own rounding, if raised."""
+        bias = torch.zeros(self.d_sae) if self.b is None else self.b.float()
+        return bias + HALF * bias.abs() if self.raised else bias
+
+    @cached_property
+    def reach(self) -> Tensor:
+        """The factor of |w| in the bound, per token; |w'| is at most |w| + |w - w'|."""
+        return (1 + HALF) * self.x.lost + HALF * (self.x.norm + self.x.lost) if self.raised else 0 * self.x.scale
+
+    @cached_property
+    def blur(self) -> Tensor:
+        """The factor of |w - w'| in the bound, per token."""
+        return (1 + HALF) * (self.x.norm + self.x.lost) if self.raised else 0 * self.x.scale
 
 
-@cache
+@dataclass(frozen=True)
+class Numbers:
+    """Coarse numbers of some tokens, to choose from before they are written anywhere.
+
+    Attributes:
+        again: latents whose numbers are wanted again, and [tokens, latents] where they go.
+    """
+
+    coarse: Coarse
+    tokens: slice
+    again: tuple[Tensor, Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16
+
+    @property
+    def device(self) -> torch.device:
+        return self.coarse.W.code.device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.coarse.d_sae
+
+    def __len__(self) -> int:
+        return self.tokens.stop - self.tokens.start
+
+    def __getitem__(self, some: slice) -> "Numbers":
+        begin, end, _ = some.indices(len(self))
+        index, kept = self.again
+        tokens = slice(self.tokens.start + begin, self.tokens.start + end)
+        return Numbers(self.coarse, tokens, (index, kept[begin:end]))
+
+    def dense(self) -> Tensor:
+        return backend_of(self.coarse.W.code).coarse_dense(self.coarse, self.tokens)
+
+    def largest(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        return backend_of(self.coarse.W.code).coarse_largest(self.coarse, self.tokens, k, *self.again)
+
+    def above(self, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return backend_of(self.coarse.W.code).coarse_above(self.coarse, self.tokens, floor, *self.again)
+
+
 def available() -> bool:
-    """Whether this CPU multiplies 8-bit numbers exactly: without VNNI, sums of two products overflow 16 bits."""
-    try:
-        loudest = Codes(torch.full((64, 64), 127, dtype=torch.int8), *torch.ones(3, 64).unbind())
-        return bool((Coarse(loudest, loudest, None, False).numbers(slice(None)) == 127 * 127 * 64).all())
-    except (AttributeError, RuntimeError):
-        return False
+    """Whether this CPU multiplies 8-bit numbers four at a time (VNNI); otherwise nothing is gained."""
+    from .tiles import SUPPORTED
+
+    return SUPPORTED

@@ -1,18 +1,23 @@
 """The CPU backend: the numba kernels behind functions of tensors, one call at a time."""
 
 import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numba
 import torch
 from torch import Tensor
 
-from . import choosing, kernels
+from . import choosing, kernels, tiles
 from .kernels import PARTS
 from .reference import product as plain_product
 from .scratch import note, scratch
 
-INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+if TYPE_CHECKING:
+    from .coarse import Coarse
 
+INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+BLOCK = 2**19  # bytes of numbers that each thread makes at a time, to choose from them
 USUAL = 256  # hits per token for which there is room at once; for more, they are looked for again
 
 _lock = threading.RLock()  # numba's fallback threading layer aborts the process when two threads call kernels
@@ -67,55 +72,107 @@ def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The latents of each token's k largest positive scores, ascending, how many each token has, and the scores."""
     if score.numel() and not (score[0].sum() + score[:, 0].sum()).isfinite():  # a NaN in x fills a row, in W a column
         score = torch.where(score.isnan(), torch.nan, score)  # as integers, negative NaNs would be small
-    tok, d_sae = score.shape
+    lanes, out, value, count = _room(*score.shape, k, score.dtype)
+    run(choosing.select_rows, _bits(score.contiguous()), k, lanes, out, _bits(value), count)
+    return _filled(out, count, value)
+
+
+def _room(tok: int, d_sae: int, k: int, dtype: torch.dtype) -> tuple[int, Tensor, Tensor, Tensor]:
+    """Lanes in which to look through a row, and room for latents, scores and counts."""
     lanes = min(max(64, 1 << (8 * k - 1).bit_length()), d_sae)
-    out, value = torch.empty(tok, k, dtype=torch.int32), torch.empty(tok, k, dtype=score.dtype)
-    count, integer = torch.empty(tok, dtype=torch.long), INTEGER[score.dtype]
-    run(choosing.select_rows, score.contiguous().view(integer), k, lanes, out, value.view(integer), count)
-    if bool((count == k).all()):
+    return lanes, torch.empty(tok, k, dtype=torch.int32), torch.empty(tok, k, dtype=dtype), torch.empty(tok).long()
+
+
+def _filled(out: Tensor, count: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first count[t] of each row."""
+    if bool((count == out.shape[1]).all()):
         return out.ravel(), count, value.ravel()
-    there = torch.arange(k) < count[:, None]
+    there = torch.arange(out.shape[1]) < count[:, None]
     return out[there], count, value[there]
+
+
+def _bits(t: Tensor) -> Tensor:
+    """Floats seen as integers: for positive ones the order is the same."""
+    return t.view(INTEGER[t.dtype])
 
 
 def keep_largest(score: Tensor, k: int) -> Tensor:
     """The k largest positive scores of each token, zeros elsewhere."""
     if score.numel() and not (score[0].sum() + score[:, 0].sum()).isfinite():
         score = torch.where(score.isnan(), torch.nan, score)
-    out, integer = scratch(tuple(score.shape), score.dtype), INTEGER[score.dtype]
-    run(choosing.keep_largest, score.contiguous().view(integer), k, out.view(integer))
+    out = scratch(tuple(score.shape), score.dtype)
+    run(choosing.keep_largest, _bits(score.contiguous()), k, _bits(out))
     return out
 
 
 def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
     """Some columns of `a`, into `out`."""
-    integer = INTEGER[a.dtype]
-    run(choosing.columns, a.view(integer), index, out.view(integer))
+    run(choosing.columns, _bits(a), index, _bits(out))
 
 
-def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows in 8 bits: codes, each row's scale and norm, and the norm of what rounding took from it."""
-    code = scratch(tuple(rows.shape), torch.int8)
-    scale, norm, lost = (rows.new_empty(len(rows)) for _ in range(3))
-    run(choosing.quantise, rows, code, scale, norm, lost)
-    return code, scale, norm, lost
+def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rows in 8 bits: codes, their sum, each row's scale and norm, and the norm of what rounding took from it."""
+    tok, n = rows.shape
+    wide = -(-n // tiles.STEP) * tiles.STEP
+    code = scratch((tok + tiles.ROWS, wide), torch.int8)[:tok]  # a tile reads rows beyond the last
+    total = torch.empty(tok, dtype=torch.int32)
+    scale, norm, lost = (rows.new_empty(tok) for _ in range(3))
+    run(choosing.quantise, rows, code, total, scale, norm, lost)
+    return code[:, :n], total, scale, norm, lost
 
 
-def to_scale(products: Tensor, by_token, by_latent, bias, reach, norm, blur, lost) -> Tensor:
-    """products[t, l] * by_token[t] * by_latent[l] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in bf16."""
-    out = scratch(tuple(products.shape), torch.bfloat16)
-    run(choosing.to_scale, products, by_token, by_latent, bias, reach, norm, blur, lost, out.view(torch.int16))
+def panels(code: Tensor) -> Tensor:
+    """Codes of latents as `tiles` read them."""
+    n, wide = len(code), code.stride(0)
+    whole = code.as_strided((n, wide), (wide, 1)).view(torch.int32)
+    out = scratch((-(-n // tiles.BREADTH), whole.shape[1], tiles.BREADTH), torch.int32)
+    run(tiles.panels, whole, out)
     return out
+
+
+def coarse_dense(of: "Coarse", tokens: slice) -> Tensor:
+    """[chunk, d_sae] numbers in bf16."""
+    out = scratch((tokens.stop - tokens.start, of.d_sae), torch.bfloat16)
+    run(tiles.dense, _operand(of), tokens.start, _bounds(len(out)), _bits(out))
+    return out
+
+
+def coarse_largest(of: "Coarse", tokens: slice, k: int, index: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`largest` of numbers that never exist together; `kept` takes those of the latents `index`."""
+    tok = tokens.stop - tokens.start
+    lanes, out, value, count = _room(tok, of.d_sae, k, torch.bfloat16)
+    operand, bounds, block = _operand(of), _bounds(tok), _block(of.d_sae)
+    run(tiles.largest, operand, tokens.start, bounds, block, k, lanes, out, _bits(value), count, index, _bits(kept))
+    return _filled(out, count, value)
+
+
+def coarse_above(of: "Coarse", tokens: slice, floor: Tensor, index: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
+    """`above` of numbers that never exist together; `kept` takes those of the latents `index`."""
+    operand, block, kept = _operand(of), _block(of.d_sae), _bits(kept)
+
+    def find(bounds, *out):
+        run(tiles.above, operand, tokens.start, bounds, block, floor, *out, index, kept)
+
+    return _found_above(find, tokens.stop - tokens.start, floor)
 
 
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The latents of each token's scores over their latent's floor, how many, and the scores (bf16 as float32)."""
-    numbers = score.contiguous().view(torch.int16) if score.dtype == torch.bfloat16 else score
-    tok, count, found = len(score), torch.empty(len(score), dtype=torch.long), torch.empty(PARTS, dtype=torch.long)
-    place = torch.arange(PARTS + 1) * tok // PARTS * min(score.shape[1], USUAL)
+    numbers = _bits(score.contiguous()) if score.dtype == torch.bfloat16 else score
+
+    def find(bounds, *out):
+        run(choosing.find_above, numbers, floor, bounds, *out)
+
+    return _found_above(find, len(score), floor)
+
+
+def _found_above(find: Callable, tok: int, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `find` finds, one row after another. It is asked again where there was too little room."""
+    bounds = _bounds(tok)
+    place, count, found = bounds * min(len(floor), USUAL), *(torch.empty(n, dtype=torch.long) for n in (tok, PARTS))
     while True:
         latent, value = scratch((int(place[-1]),), torch.int32), scratch((int(place[-1]),), floor.dtype)
-        run(choosing.find_above, numbers, floor, place, latent, value, count, found)
+        find(bounds, place, latent, value, count, found)
         if bool((found <= place.diff()).all()):
             break
         place = torch.cat([found.new_zeros(1), found.cumsum(0)])
@@ -124,19 +181,34 @@ def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return out[0], count, out[1]
 
 
+def _bounds(tok: int) -> Tensor:
+    """Tokens cut into PARTS shares of whole tiles."""
+    return (torch.arange(PARTS + 1) * -(-tok // tiles.ROWS) // PARTS * tiles.ROWS).clamp(max=tok)
+
+
+def _block(d_sae: int) -> int:
+    """Tokens whose numbers exist at a time, in one thread: they should fit its cache, and be worth reading weights."""
+    return min(64, max(32, BLOCK // max(1, 2 * d_sae) // tiles.ROWS * tiles.ROWS))
+
+
+def _operand(of: "Coarse") -> tuple:
+    """A coarse product as its kernels take it: addresses of codes, then vectors."""
+    x, panel = of.x.code, of.panels
+    vectors = (of.x.scale, of.W.scale, of.bias, of.reach, of.W.norm, of.blur, of.W.lost)
+    return x.data_ptr(), x.stride(0), panel.data_ptr(), panel.shape[1], *(v.numpy() for v in (of.x.total, *vectors))
+
+
 def nth_largest(score: Tensor, n: int) -> Tensor:
     """The n-th largest of all positive scores; 0 where there are fewer."""
-    score = torch.where(score.isnan(), torch.nan, score).contiguous()
-    out = run(choosing.kth_largest, score.view(INTEGER[score.dtype]).view(-1), n)
-    return torch.tensor(out, dtype=INTEGER[score.dtype]).view(score.dtype)
+    bits = _bits(torch.where(score.isnan(), torch.nan, score).contiguous())
+    return torch.tensor(run(choosing.kth_largest, bits.view(-1), n), dtype=bits.dtype).view(score.dtype)
 
 
 def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
     """Marks each group's `quota` largest positive scores; the second tensor is what a later one has to exceed."""
     score = torch.where(score.isnan(), torch.nan, score)  # a NaN of either sign sorts above all
     keep, floor = torch.empty(len(score), dtype=torch.bool), score.new_empty(len(quota))
-    integer = INTEGER[score.dtype]
-    run(choosing.prune, start, score.view(integer), quota, keep, floor.view(integer))
+    run(choosing.prune, start, _bits(score), quota, keep, _bits(floor))
     return keep, floor.masked_fill_(quota == 0, torch.inf)
 
 

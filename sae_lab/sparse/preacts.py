@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -13,12 +13,11 @@ from torch import Tensor
 from ..shapes import Acts, Direction, LatentMask, PerLatent, Rows, Values, Weights
 from .backends import backend_of
 from .choose import Above, Chunks, Rule, above
-from .coarse import WIDTHS, Coarse, Codes, available, blurred
+from .coarse import WIDEST, Coarse, Codes, Numbers, available, blurred
 from .latents import Latents, Support, dots, latent_sums, latent_totals, sums
 from .scratch import scratch
 
 CHUNK_BYTES = 2**24  # of scores that exist at a time
-EIGHT_BYTES = 2**23  # the same of products in 8 bits, which are only passed on: they stay in a cache
 FEWEST = 64  # tokens in a chunk at least: below, the weights are read too often
 REMEMBERED = 2**27  # bytes of scores that are kept for a second choice, at most
 EXACT_ABOVE = 0.2  # share that is chosen above which exact numbers for all cost less than for a generous choice
@@ -117,7 +116,10 @@ class PreActs:
         exact = exact or (raised and signed)  # which is one-sided
         if not exact:
             generous = part if raised else rule.generous(part, lambda floor: self._margin(floor, index))
-            found = self._cut(rule, rule.choose(chunks, generous), index, part, generous, score, signed)
+            eight = self.coarse == torch.int8 and not self._known(torch.int8, index, raised)
+            unmade = (lambda: self._unmade(index, raised)) if eight and score is None and not signed else None
+            rough = rule.choose(replace(chunks, unmade=unmade), generous)
+            found = self._cut(rule, rough, index, part, generous, score, signed)
             if found is not None:
                 return found
         exact, raised = True, False
@@ -199,7 +201,7 @@ class PreActs:
 
     def _dense(self, dtype: torch.dtype, index: Tensor | None, raised: bool) -> Iterator[tuple[slice, Tensor]]:
         """The one dense product of a step, chunk by chunk; what is asked for again is remembered."""
-        if index is not None and index is self._again and dtype in self.seen and not raised:
+        if self._known(dtype, index, raised):
             yield slice(0, self.tok), self.seen[dtype]
             return
         keep = self._memory(dtype) if index is None and not raised else None
@@ -211,6 +213,19 @@ class PreActs:
             yield tokens, out
         if keep is not None:
             self.seen[dtype] = keep
+
+    def _known(self, dtype: torch.dtype, index: Tensor | None, raised: bool) -> bool:
+        """Whether the first product has given these numbers already."""
+        return index is not None and index is self._again and dtype in self.seen and not raised
+
+    def _unmade(self, index: Tensor | None, raised: bool) -> Iterator[tuple[slice, Numbers]]:
+        """The same in 8 bits, for who chooses while it is being made."""
+        keep = self._memory(torch.int8) if index is None and not raised else None
+        again = (torch.empty(0).long(), torch.empty(self.tok, 0).bfloat16()) if keep is None else (self._again, keep)
+        whole = slice(0, self.tok)
+        yield whole, Numbers(self._product(index, raised), whole, again)
+        if keep is not None:
+            self.seen[torch.int8] = keep
 
     @torch.no_grad()
     def dense_among(self, among: LatentMask, index: Tensor) -> Tensor:
@@ -231,12 +246,15 @@ class PreActs:
             yield slice(t, t + len(rows)), backend_of(rows).product(rows, W, b)
 
     def _in_bytes(self, index: Tensor | None, raised: bool) -> Iterator[tuple[slice, Tensor]]:
-        W, b = self._weights(index)
-        coarse = Coarse(self._codes, Codes.of(W), b, raised)
-        step = max(FEWEST, EIGHT_BYTES // (4 * len(W)))
+        product = self._product(index, raised)
+        step = self._step(product.d_sae, torch.bfloat16)
         for t in range(0, self.tok, step):
             tokens = slice(t, min(t + step, self.tok))
-            yield tokens, coarse.numbers(tokens)
+            yield tokens, backend_of(self.centred).coarse_dense(product, tokens)
+
+    def _product(self, index: Tensor | None, raised: bool) -> Coarse:
+        W, b = self._weights(index)
+        return Coarse(self._codes, Codes.of(W), b, raised)
 
     def _weights(self, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Encoder weights and bias as numbers, of all latents or of some."""
@@ -298,7 +316,7 @@ def encode(
         raise TypeError(f"x is {rows.dtype}: on the CPU an SAE computes in float32 or float64, as sae.float() does.")
     centred = rows.detach() if centre is None else (rows - centre).detach()
     coarse = choose_in if choose_in is not None and rows.dtype == torch.float32 else rows.dtype
-    if coarse == torch.int8 and not (rows.device.type == "cpu" and rows.shape[1] in WIDTHS and available()):
+    if coarse == torch.int8 and not (rows.device.type == "cpu" and 0 < rows.shape[1] <= WIDEST and available()):
         coarse = rows.dtype
     return PreActs((rows, W_enc, b_enc, centre), centred, coarse, tuple(x.shape[:-1]), again)
 

@@ -1,9 +1,14 @@
 """The plain-torch backend: what the others are tested against, and what runs where there are no kernels yet."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .scratch import scratch
+
+if TYPE_CHECKING:
+    from .coarse import Coarse
 
 TINY = 1e-30  # rows all of whose numbers are under it are all rest
 
@@ -56,8 +61,8 @@ def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
     out.copy_(a[:, index])
 
 
-def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows in 8 bits: codes, each row's scale and norm, and the norm of what rounding took from it."""
+def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rows in 8 bits: codes, their sum, each row's scale and norm, and the norm of what rounding took from it."""
     most = rows.abs().amax(1)
     good = (most >= TINY) & most.isfinite()
     exact = torch.where(good[:, None], rows * (127 / most)[:, None], 0)
@@ -65,13 +70,34 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     scale = torch.where(good, most / 127, torch.where(most < TINY, 0, torch.nan))
     rest = torch.where(most < TINY, most * rows.shape[1] ** 0.5, 0)
     norm, lost = (torch.where(good, scale * a.norm(dim=1), b) for a, b in ((exact, 0), (exact - near, rest)))
-    return near.to(torch.int8), scale, norm, lost
+    return near.to(torch.int8), near.sum(1).int(), scale, norm, lost
 
 
-def to_scale(products: Tensor, by_token, by_latent, bias, reach, norm, blur, lost) -> Tensor:
-    """products[t, l] * by_token[t] * by_latent[l] + bias[l] + reach[t] * norm[l] + blur[t] * lost[l], in bf16."""
-    exact = products.float() * (by_token[:, None] * by_latent)
-    return (exact + (bias + (reach[:, None] * norm + blur[:, None] * lost))).bfloat16()
+def panels(code: Tensor) -> Tensor:
+    """Codes of latents as `coarse_dense` reads them."""
+    return code
+
+
+def coarse_dense(of: "Coarse", tokens: slice) -> Tensor:
+    """[chunk, d_sae] numbers in bf16."""
+    x, W, reach, blur = of.x, of.W, of.reach[tokens, None], of.blur[tokens, None]
+    products = (x.code[tokens].double() @ of.panels.double().T).float()  # exact
+    exact = products * (x.scale[tokens, None] * W.scale)
+    return (exact + (of.bias + (reach * W.norm + blur * W.lost))).bfloat16()
+
+
+def coarse_largest(of: "Coarse", tokens: slice, k: int, index: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`largest` of coarse numbers; `kept` takes those of the latents `index`."""
+    score = coarse_dense(of, tokens)
+    kept.copy_(score[:, index])
+    return largest(score, k)
+
+
+def coarse_above(of: "Coarse", tokens: slice, floor: Tensor, index: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
+    """`above` of coarse numbers; `kept` takes those of the latents `index`."""
+    score = coarse_dense(of, tokens)
+    kept.copy_(score[:, index])
+    return above(score, floor)
 
 
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
