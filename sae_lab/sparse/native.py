@@ -141,17 +141,17 @@ def coarse_largest(of: "Coarse", tokens: slice, k: int, index: Tensor, kept: Ten
     """`largest` of numbers that never exist together; `kept` takes those of the latents `index`."""
     tok = tokens.stop - tokens.start
     lanes, out, value, count = _room(tok, of.d_sae, k, torch.bfloat16)
-    operand, bounds, block = _operand(of), _bounds(tok), _block(of.d_sae)
-    run(tiles.largest, operand, tokens.start, bounds, block, k, lanes, out, _bits(value), count, index, _bits(kept))
+    operand, bounds, blocks = _operand(of), _bounds(tok), _blocks(of.d_sae)
+    run(tiles.largest, operand, tokens.start, bounds, blocks, k, lanes, out, _bits(value), count, index, _bits(kept))
     return _filled(out, count, value)
 
 
 def coarse_above(of: "Coarse", tokens: slice, floor: Tensor, index: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
     """`above` of numbers that never exist together; `kept` takes those of the latents `index`."""
-    operand, block, kept = _operand(of), _block(of.d_sae), _bits(kept)
+    operand, blocks, kept = _operand(of), _blocks(of.d_sae), _bits(kept)
 
     def find(bounds, *out):
-        run(tiles.above, operand, tokens.start, bounds, block, floor, *out, index, kept)
+        run(tiles.above, operand, tokens.start, bounds, blocks, floor, *out, index, kept)
 
     return _found_above(find, tokens.stop - tokens.start, floor)
 
@@ -186,9 +186,10 @@ def _bounds(tok: int) -> Tensor:
     return (torch.arange(PARTS + 1) * -(-tok // tiles.ROWS) // PARTS * tiles.ROWS).clamp(max=tok)
 
 
-def _block(d_sae: int) -> int:
-    """Tokens whose numbers exist at a time, in one thread: they should fit its cache, and be worth reading weights."""
-    return min(64, max(32, BLOCK // max(1, 2 * d_sae) // tiles.ROWS * tiles.ROWS))
+def _blocks(d_sae: int) -> Tensor:
+    """Room for each thread's numbers of a few tokens: they should fit its cache, and be worth reading the weights."""
+    tokens = min(64, max(32, BLOCK // max(1, 2 * d_sae) // tiles.ROWS * tiles.ROWS))
+    return scratch((numba.config.NUMBA_NUM_THREADS, tokens, d_sae), torch.int16)
 
 
 def _operand(of: "Coarse") -> tuple:

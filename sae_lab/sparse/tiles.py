@@ -101,8 +101,8 @@ def numbers(of, first, rows, sums, out):
                 t = first + r + q
                 row, to = sums[q * BREADTH : (q + 1) * BREADTH], out[r + q, l : l + BREADTH]
                 s, less, a, c = by_token[t], np.int32(MIDDLE) * total[t], reach[t], blur[t]
-                if a == 0 and c == 0:
-                    for i in range(to.size):
+                if a == 0 and c == 0 and to.size == BREADTH:
+                    for i in range(BREADTH):  # a number known beforehand: twice as quick
                         to[i] = half_bits(s * scale[i] * np.float32(row[i] - less) + add[i])
                 else:
                     for i in range(to.size):
@@ -131,15 +131,15 @@ def dense(of, first, bounds, out):
 
 @jit(parallel=True)
 @no_type_check
-def largest(of, first, bounds, block, k, lanes, out, value, count, index, kept):
+def largest(of, first, bounds, room, k, lanes, out, value, count, index, kept):
     """`select_rows` of numbers that are made a block of tokens at a time; `kept` takes those of the latents `index`."""
     d_sae = of[6].size
     for part in numba.prange(PARTS):
-        sums, here = aligned(ROWS * BREADTH), np.empty((block, d_sae), np.int16)
+        sums, here = aligned(ROWS * BREADTH), room[numba.get_thread_id()]
         best, near = np.empty(lanes, np.int16), np.empty(d_sae, np.int16)
         lane, found = np.empty(lanes, np.int32), np.empty(d_sae, np.int32)
-        for begin in range(bounds[part], bounds[part + 1], block):
-            rows = min(block, bounds[part + 1] - begin)
+        for begin in range(bounds[part], bounds[part + 1], len(here)):
+            rows = min(len(here), bounds[part + 1] - begin)
             numbers(of, first + begin, rows, sums, here)
             for r in range(rows):
                 t = begin + r
@@ -150,13 +150,13 @@ def largest(of, first, bounds, block, k, lanes, out, value, count, index, kept):
 
 @jit(parallel=True)
 @no_type_check
-def above(of, first, bounds, block, floor, place, latent, value, count, found, index, kept):
+def above(of, first, bounds, room, floor, place, latent, value, count, found, index, kept):
     """`find_above` of numbers that are made a block of tokens at a time; `kept` takes those of the latents `index`."""
     for part in numba.prange(PARTS):
-        sums, here = aligned(ROWS * BREADTH), np.empty((block, floor.size), np.int16)
+        sums, here = aligned(ROWS * BREADTH), room[numba.get_thread_id()]
         p = place[part]
-        for begin in range(bounds[part], bounds[part + 1], block):
-            rows = min(block, bounds[part + 1] - begin)
+        for begin in range(bounds[part], bounds[part + 1], len(here)):
+            rows = min(len(here), bounds[part + 1] - begin)
             numbers(of, first + begin, rows, sums, here)
             for r in range(rows):
                 t, q = begin + r, p
