@@ -238,3 +238,16 @@ def test_a_corner_gradient_is_added_in_place():
         out.sum().backward()
     whole = [list(W_enc.shape)] * 2
     assert not [e for e in seen.events() if e.name == "aten::copy_" and e.input_shapes[:2] == whole]
+
+
+def test_how_far_scores_reach_is_the_same_on_both_backends():
+    start = torch.tensor([0, 40, 41, 300])
+    exact, keep = randn(300), torch.rand(300, generator=torch.Generator().manual_seed(0)) < 0.5
+    score = exact + randn(300, seed=1) / 10
+    ours, theirs = [], []
+    for name, given in (("numba", ours), ("torch", theirs)):
+        with backend(name):
+            given.extend(backend_of(exact).reaches(start, exact, score, keep))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    assert ours[1][2] == exact[41:][keep[41:]].min() and ours[2][2] == score[41:].min()

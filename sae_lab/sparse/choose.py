@@ -239,10 +239,9 @@ def _by_batch(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]
 
 def _too_narrow(start: Tensor, score: Values, exact: Values, keep: Tensor, generous: Any) -> float:
     """Share of the full groups whose rounded scores do not reach `APART` errors below the least exact one kept."""
-    count, score = start.diff(), score.to(exact.dtype)
-    off = (backend_of(exact).totals(start, (exact - score).square_()) / count).sqrt_()
-    least = torch.segment_reduce(exact.masked_fill(~keep, torch.inf), "min", offsets=start)
-    near = least - torch.segment_reduce(score, "min", offsets=start) < APART * off
+    count = start.diff()
+    off, least, last = backend_of(exact).reaches(start, exact, score.to(exact.dtype), keep)
+    near = least - last < APART * off
     full = (count > 0) & (count >= torch.as_tensor(generous, device=count.device))
     return float((near & full).sum() / full.sum().clamp(min=1))
 

@@ -151,6 +151,14 @@ def latent_totals(s: Support, value: Values) -> PerLatent:
     return backend_of(value).totals(s.T.start, value, s.T.order)
 
 
+@torch.no_grad()
+def combined(per_latent: PerLatent, W: Weights) -> Tensor:
+    """per_latent @ W, read once by all threads."""
+    n = len(W)
+    few = torch.arange(65, device=W.device) * n // 64
+    return backend_of(W).sums(few, torch.arange(n, dtype=torch.int32, device=W.device), per_latent, W).sum(0)
+
+
 def _share(W: Tensor, d_sae: int | None = None) -> float:
     return DENSE_ABOVE[(d_sae or len(W)) * W.shape[1] * W.element_size() > CACHE]
 

@@ -213,6 +213,13 @@ def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
     return keep, floor.masked_fill_(quota == 0, torch.inf)
 
 
+def reaches(start: Tensor, exact: Tensor, score: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each group: by how much scores are off (root mean square), the least exact one kept, and the least score."""
+    out = exact.new_empty(3, len(start) - 1)
+    run(choosing.reaches, start, exact, score, keep, out)
+    return tuple(out)
+
+
 def compact(start: Tensor, latent: Tensor, value: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The latents that `keep` marks, how many each token has, and their values."""
     count = torch.empty(len(start) - 1, dtype=torch.long)

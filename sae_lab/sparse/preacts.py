@@ -14,7 +14,7 @@ from ..shapes import Acts, Direction, LatentMask, PerLatent, Rows, Values, Weigh
 from .backends import backend_of
 from .choose import Above, Chunks, Rule, above
 from .coarse import WIDEST, Coarse, Codes, Numbers, available, blurred
-from .latents import Latents, Support, dots, latent_sums, latent_totals, sums
+from .latents import Latents, Support, combined, dots, latent_sums, latent_totals, sums
 from .scratch import scratch
 
 CHUNK_BYTES = 2**24  # of scores that exist at a time
@@ -42,7 +42,9 @@ class _Keep(torch.autograd.Function):
             sums(s, q, W) if x else None,
             latent_sums(s, q, centred) if W_enc else None,
             per_latent if b_enc else None,
-            -(per_latent @ W) if centre else None,  # every token pays the same: d_sae numbers stand for the batch
+            -combined(per_latent, W)
+            if centre
+            else None,  # every token pays the same: d_sae numbers stand for the batch
             None,
             None,
             None,

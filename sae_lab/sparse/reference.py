@@ -127,6 +127,13 @@ def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
     return keep, floor.masked_fill_(quota == 0, torch.inf)
 
 
+def reaches(start: Tensor, exact: Tensor, score: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each group: by how much scores are off (root mean square), the least exact one kept, and the least score."""
+    off = (totals(start, (exact - score).square()) / start.diff()).sqrt()
+    least = torch.segment_reduce(exact.masked_fill(~keep, torch.inf), "min", offsets=start)
+    return off, least, torch.segment_reduce(score, "min", offsets=start)
+
+
 def compact(start: Tensor, latent: Tensor, value: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The latents that `keep` marks, how many each token has, and their values."""
     return latent[keep], _starts(keep)[start].diff(), value[keep]
