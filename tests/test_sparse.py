@@ -80,6 +80,35 @@ TWINS = {  # how each choice is made from dense numbers
         lambda pre: pre.choose(topk, 5, score=lambda c, t: c * FLOOR.exp().to(c.dtype)),
         lambda p: largest_of(p * FLOOR.exp().to(p.dtype), 5),
     ),
+    "topk scored at nonzeros": (
+        lambda pre: pre.choose(
+            topk,
+            5,
+            score=lambda c, t: c * FLOOR.exp().to(c.dtype),
+            score_at=lambda s, v: v * FLOOR.exp().to(v.dtype)[s.latent],
+        ),
+        lambda p: largest_of(p * FLOOR.exp().to(p.dtype), 5),
+    ),
+    "topk priced": (
+        lambda pre: pre.choose(topk, 5, price=FLOOR.exp().to(pre.centred.dtype)),
+        lambda p: largest_of(p * FLOOR.exp().to(p.dtype), 5),
+    ),
+    "topk priced, some for nothing, signed": (
+        lambda pre: pre.choose(topk, 5, price=FLOOR.relu().to(pre.centred.dtype), signed=True),
+        lambda p: largest_of((p * FLOOR.relu().to(p.dtype)).abs(), 5),
+    ),
+    "topk priced among": (
+        lambda pre: pre.choose(topk, 5, among=DEAD, price=FLOOR.exp().to(pre.centred.dtype)),
+        lambda p: largest_of((p * FLOOR.exp().to(p.dtype)).masked_fill(~DEAD, -1), 5),
+    ),
+    "batch_topk priced": (
+        lambda pre: pre.choose(batch_topk, 5 * TOK, price=FLOOR.exp().to(pre.centred.dtype)),
+        lambda p: largest_of((p * FLOOR.exp().to(p.dtype)).ravel(), 5 * TOK).view_as(p),
+    ),
+    "over priced": (
+        lambda pre: pre.choose(above, 0.1, price=FLOOR.exp().to(pre.centred.dtype)),
+        lambda p: p * FLOOR.exp().to(p.dtype) > 0.1,
+    ),
     "topk scored among": (
         lambda pre: pre.choose(topk, 5, among=DEAD, score=lambda c, t: c * FLOOR.exp().to(c.dtype)),
         lambda p: largest_of((p * FLOOR.exp().to(p.dtype)).masked_fill(~DEAD, -1), 5),

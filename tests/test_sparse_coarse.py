@@ -251,3 +251,28 @@ def test_how_far_scores_reach_is_the_same_on_both_backends():
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b)
     assert ours[1][2] == exact[41:][keep[41:]].min() and ours[2][2] == score[41:].min()
+
+
+@pytest.mark.parametrize("kind", ["plain", "priced", "scored", "among"])
+def test_few_tokens_that_rounding_confuses_choose_again_alone(kind, monkeypatch):
+    x, W = randn(512, 64), unit(randn(2000, 64))
+    crowd = unit(W[:1] + randn(400, 64) * 1e-3)
+    W[100:500] = crowd
+    x[::20] = 5 * W[0]  # 400 latents are all but alike to these tokens
+    bonus, price, among = torch.rand(512, 1) + 0.5, torch.ones(2000), torch.arange(2000) < 1800
+    price[100:500] += torch.linspace(0, 1e-4, 400)
+    how = {
+        "plain": {},
+        "priced": {"price": price},
+        "scored": {"score": lambda c, t: c * bonus[t].to(c.dtype), "score_at": lambda s, v: v * bonus[s.token, 0]},
+        "among": {"among": among},
+    }[kind]
+    seen, exactly = [], encode(x, W)._exactly.__func__
+    monkeypatch.setattr(type(encode(x, W)), "_exactly", lambda self, *a: (seen.append(self.tok), exactly(self, *a))[1])
+    rough = encode(x, W, choose_in=BYTES)
+    assert rough.coarse == BYTES
+    chosen = rough.choose(topk, 16, **how)
+    assert len(seen) == 1 and 26 <= seen[0] <= 51
+    fine = encode(x, W).choose(topk, 16, **how)
+    assert torch.equal(chosen.start, fine.start) and torch.equal(chosen.latent, fine.latent)
+    torch.testing.assert_close(rough.values(chosen), encode(x, W).values(fine))

@@ -7,7 +7,7 @@ import torch
 
 from ..knobs import knob
 from ..shapes import Acts, Rows, Scalar
-from ..sparse import Latents, PreActs, Support, scratch, topk
+from ..sparse import Latents, PreActs, Support, dots, scratch, topk
 from .base import SAE, Batch, Objective, Recipe
 from .losses import dead_error, energy, geometric_median, power
 
@@ -73,7 +73,10 @@ class Gradient(SAE, name="gradient"):
             g, W = both[z.dtype]
             return torch.mm(g[tokens], W.T, out=scratch(z.shape, z.dtype, z.device)).abs_().add_(1).mul_(z)
 
-        return pre.choose(topk, self.cfg.k, score=score)
+        def score_at(support, z):
+            return dots(support, g, W).abs_().add_(1).mul_(z)
+
+        return pre.choose(topk, self.cfg.k, score=score, score_at=score_at)
 
     @torch.no_grad()
     def _measure(self, grad: Rows) -> Scalar:

@@ -84,8 +84,7 @@ class LlamaScope(SAE, name="llama_scope"):
 
     def _best(self, pre: PreActs, k: int) -> Support:
         """The k latents of each token with the largest activation times decoder norm."""
-        norms = self.W_dec.detach().norm(dim=1)
-        return pre.choose(topk, k, score=lambda numbers, tokens: numbers * norms)
+        return pre.choose(topk, k, price=self.W_dec.detach().norm(dim=1))
 
     def _best_norm(self, x: Rows, norms: list[float]) -> float:
         """The norm of all rows with which the first step's loss is least."""

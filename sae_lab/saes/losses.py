@@ -59,7 +59,7 @@ def shortfall_error(pre: PreActs, W_dec: Weights, residual: Rows, short: PerLate
     k = min(k, int((short > 0).sum()))
     if k == 0:
         return residual.new_zeros(())
-    z = pre.keep(pre.choose(topk, k, score=lambda dense, _: dense * short)).relu()
+    z = pre.keep(pre.choose(topk, k, price=short)).relu()
     return energy(decode(z.to(z.value * z.at(short)), W_dec).reshape(residual.shape) - residual)
 
 

@@ -90,8 +90,9 @@ class Rule(ABC):
         """Marks the exact choice among the nonzeros of a generous one."""
         return torch.ones_like(score, dtype=torch.bool)
 
-    def too_narrow(self, s: Support, exact: Values, keep: Tensor, generous: Any) -> bool:
-        """Whether a generous choice was too narrow for how far its scores were off, so that a better one may be out."""
+    def too_narrow(self, s: Support, exact: Values, keep: Tensor, generous: Any) -> bool | Tensor:
+        """Whether a generous choice was too narrow for how far its scores were off, so that a better one may be out; a
+        mask of tokens where each token chooses for itself."""
         return False
 
 
@@ -111,8 +112,8 @@ class TopK(Rule):
     def cut(self, s: Support, score: Values, amount: int) -> Tensor:
         return backend_of(score).prune(s.start, score, s.start.new_full((s.tok,), amount))[0]
 
-    def too_narrow(self, s: Support, exact: Values, keep: Tensor, generous: int) -> bool:
-        return _too_narrow(s.start, s.score, exact, keep, generous) > 0
+    def too_narrow(self, s: Support, exact: Values, keep: Tensor, generous: int) -> Tensor:
+        return _too_narrow(s.start, s.score, exact, keep, generous)[0]
 
 
 class BatchTopK(Rule):
@@ -132,7 +133,7 @@ class BatchTopK(Rule):
         return _by_batch(s, score, s.start.new_tensor([amount]))[0]
 
     def too_narrow(self, s: Support, exact: Values, keep: Tensor, generous: int) -> bool:
-        return _too_narrow(s.start[[0, -1]], s.score, exact, keep, generous) > 0
+        return bool(_too_narrow(s.start[[0, -1]], s.score, exact, keep, generous)[0])
 
 
 class ColumnTopK(Rule):
@@ -152,7 +153,8 @@ class ColumnTopK(Rule):
 
     def too_narrow(self, s: Support, exact: Values, keep: Tensor, generous: Tensor) -> bool:
         order = s.T.order.long()  # a latent has few more than its quota: some are always near
-        return _too_narrow(s.T.start, s.score[order], exact[order], keep[order], generous) > SOME
+        narrow, full = _too_narrow(s.T.start, s.score[order], exact[order], keep[order], generous)
+        return bool(narrow.sum() > SOME * full.sum())
 
 
 class Above(Rule):
@@ -237,13 +239,13 @@ def _by_batch(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]
     return backend_of(score).prune(s.start[[0, -1]], score, quota)
 
 
-def _too_narrow(start: Tensor, score: Values, exact: Values, keep: Tensor, generous: Any) -> float:
-    """Share of the full groups whose rounded scores do not reach `APART` errors below the least exact one kept."""
+def _too_narrow(start: Tensor, score: Values, exact: Values, keep: Tensor, generous: Any) -> tuple[Tensor, Tensor]:
+    """Groups whose rounded scores do not reach `APART` errors below the least exact one kept; all that could not."""
     count = start.diff()
     off, least, last = backend_of(exact).reaches(start, exact, score.to(exact.dtype), keep)
     near = least - last < APART * off
     full = (count > 0) & (count >= torch.as_tensor(generous, device=count.device))
-    return float((near & full).sum() / full.sum().clamp(min=1))
+    return near & full, full
 
 
 def _by_latent(s: Support, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:

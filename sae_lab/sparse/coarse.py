@@ -60,6 +60,11 @@ class Coarse:
     def d_sae(self) -> int:
         return len(self.W.code)
 
+    def times(self, price: PerLatent) -> "Coarse":
+        """Each latent's numbers times its price, at least 0."""
+        W = Codes(self.W.code, self.W.total, *(price * t for t in (self.W.scale, self.W.norm, self.W.lost)))
+        return Coarse(self.x, W, None if self.b is None else price * self.b, self.raised)
+
     @cached_property
     def panels(self) -> Tensor:
         return backend_of(self.W.code).panels(self.W.code)

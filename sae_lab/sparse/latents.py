@@ -106,6 +106,18 @@ class Support:
         """The same nonzeros in a wider dictionary: latent i is called index[i]. `index` ascends."""
         return Support(index.int()[self.latent], self.start, d_sae, score=self.score)
 
+    def replaced(self, tokens: Tensor, by: "Support") -> "Support":
+        """The nonzeros of some tokens, and their scores, exchanged for those of `by`, token for token."""
+        count = self.start.diff().index_copy(0, tokens, by.start.diff())
+        start, stay = starts(count), torch.ones(self.tok, dtype=torch.bool, device=tokens.device)
+        stay[tokens] = False
+        latent, score = self.latent.new_empty(int(start[-1])), self.score.new_empty(int(start[-1]))
+        mine = stay[self.token].nonzero()[:, 0]
+        for s, places, token in ((self, mine, self.token[mine]), (by, slice(None), tokens[by.token])):
+            within = torch.arange(len(s.latent), device=start.device)[places] - s.start[s.token[places]]
+            latent[start[token] + within], score[start[token] + within] = s.latent[places], s.score[places]
+        return Support(latent, start, self.d_sae, score=score)
+
     def subset(self, keep: Tensor) -> "Support":
         """The nonzeros that `keep` marks, with their scores."""
         latent, count, score = backend_of(keep).compact(self.start, self.latent, self.score, keep)

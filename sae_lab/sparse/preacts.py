@@ -22,7 +22,10 @@ FEWEST = 64  # tokens in a chunk at least: below, the weights are read too often
 REMEMBERED = 2**27  # bytes of scores that are kept for a second choice, at most
 EXACT_ABOVE = 0.2  # share that is chosen above which exact numbers for all cost less than for a generous choice
 
-Score = Callable[[Tensor, slice], Tensor]
+MANY = 0.1  # share of tokens whose own choice was too narrow above which all choose again
+
+Score = Callable[[Tensor, slice | Tensor], Tensor]
+ScoreAt = Callable[[Support, Tensor], Tensor]
 
 
 class _Keep(torch.autograd.Function):
@@ -91,44 +94,46 @@ class PreActs:
         amount: Any,
         *,
         among: LatentMask | None = None,
+        price: PerLatent | None = None,
         score: Score | None = None,
+        score_at: ScoreAt | None = None,
         signed: bool = False,
     ) -> Support:
         """Where to be nonzero: `rule` applied to the pre-activations, or to a score of them.
 
         Args:
             among: the latents that may be chosen.
-            score: from (numbers [chunk, d_sae], the chunk's slice of tokens) to scores of the same shape, each entry
-                from its own number and what is known of its token and latent.
+            price: what a latent's pre-activations are multiplied with, at least 0; the cheapest kind of score.
+            score: from (numbers [chunk, d_sae], the chunk's tokens: a slice, or places) to scores of the same shape,
+                each entry from its own number and what is known of its token and latent.
+            score_at: the same for nonzeros, from (support, values); without, it is made from dense chunks.
             signed: choose by absolute value; `keep` returns the signed values.
         """
         index = None
         if among is not None and score is None:
             index = self._again if among is self.again else _places(among)
+        look = _Look(index, among, price, score, score_at, signed)
         part = amount if index is None else rule.within(amount, index)
         chunks = Chunks(
             self.tok,
             self.d_sae if index is None else len(index),
-            lambda: self._scored(self.centred.dtype if exact else self.coarse, index, among, score, signed, raised),
+            lambda: self._scored(self.coarse, look, raised),
         )
         exact = self.choose_in == self.centred.dtype or rule.density(part, chunks) > EXACT_ABOVE
         floored = isinstance(rule, Above)
-        exact = exact or (score is not None and floored)  # no margin is known for a floor on a score
+        exact = exact or (floored and not look.plain)  # no margin is known for a floor on a score
         raised = not exact and floored and self.coarse == torch.int8  # numbers come with their margin
-        exact = exact or (raised and signed)  # which is one-sided
+        exact = exact or (raised and signed)  # it is one-sided
         if not exact:
             generous = part if raised else rule.generous(part, lambda floor: self._margin(floor, index))
             eight = self.coarse == torch.int8 and not self._known(torch.int8, index, raised)
-            unmade = (lambda: self._unmade(index, raised)) if eight and score is None and not signed else None
+            unmade = (lambda: self._unmade(look, raised)) if eight and score is None and not signed else None
             rough = rule.choose(replace(chunks, unmade=unmade), generous)
-            found = self._cut(rule, rough, index, part, generous, score, signed)
-            if found is not None:
-                return found
-        exact, raised = True, False
-        full = self._wide(rule.choose(chunks, part), index)
-        if score is None and not signed and full.score is not None:
-            self.found[full] = full.score
-        return full
+            found, narrow = self._cut(rule, rough, part, generous, look)
+            share = float(torch.as_tensor(narrow).float().mean()) if self.tok else 0.0
+            if share <= MANY:
+                return self._made_exact(found, narrow, rule, part, look) if share else found
+        return self._exactly(rule, part, look)
 
     def over(self, floor: Tensor | float) -> Support:
         """Everything over `floor`, one number or one per latent, exactly, however coarse the numbers to choose from."""
@@ -166,21 +171,42 @@ class PreActs:
     def _wide(self, s: Support, index: Tensor | None) -> Support:
         return s if index is None else s.relabel(index, self.d_sae)
 
-    def _cut(self, rule, s, index, amount, generous, score, signed) -> Support | None:
-        """From a generous choice by rounded numbers to the exact one by exact numbers; None if rounding hid much."""
-        full = self._wide(s, index)
+    def _cut(self, rule: Rule, s: Support, amount: Any, generous: Any, look: "_Look") -> tuple[Support, bool | Tensor]:
+        """From a generous choice by rounded numbers to the exact one by exact numbers; whether rounding hid much."""
+        full = self._wide(s, look.index)
         value = self.values(full)
-        by = value if score is None else self._score_at(full, value, score)
-        by = by.abs() if signed else by
+        by = self._score_at(full, value, look)
         keep = rule.cut(s, by, amount)
-        if rule.too_narrow(s, by, keep, generous):
-            return None
         exact = Support(full.latent, full.start, full.d_sae, score=value).subset(keep)
         self.found[exact] = exact.score
-        return exact
+        return exact, rule.too_narrow(s, by, keep, generous)
 
-    def _score_at(self, s: Support, value: Tensor, score: Score) -> Tensor:
-        """The scores of exact values, by way of a dense chunk."""
+    def _made_exact(self, s: Support, narrow: Tensor, rule: Rule, amount: Any, look: "_Look") -> Support:
+        """The same choice, made by exact numbers for some tokens."""
+        tokens = _places(narrow)
+        few = replace(self, centred=self.centred[tokens], choose_in=self.centred.dtype, again=None, found={}, seen={})
+        chosen = few._exactly(rule, amount, replace(look, tokens=tokens))
+        values = few.values(chosen)
+        out = s.replaced(tokens, Support(chosen.latent, chosen.start, chosen.d_sae, score=values))
+        self.found[out] = out.score
+        return out
+
+    def _exactly(self, rule: Rule, amount: Any, look: "_Look") -> Support:
+        d_sae = self.d_sae if look.index is None else len(look.index)
+        chunks = Chunks(self.tok, d_sae, lambda: self._scored(self.centred.dtype, look, False))
+        s = self._wide(rule.choose(chunks, amount), look.index)
+        if look.plain and not look.signed and s.score is not None:
+            self.found[s] = s.score
+        return s
+
+    def _score_at(self, s: Support, value: Values, look: "_Look") -> Values:
+        """The scores of exact values."""
+        by = value if look.price is None else value * look.price[s.latent]
+        if look.score is not None:
+            by = look.score_at(s, by) if look.score_at else self._by_chunks(s, by, look.score)
+        return by.abs() if look.signed else by
+
+    def _by_chunks(self, s: Support, value: Values, score: Score) -> Values:
         out, step = torch.empty_like(value), self._step(self.d_sae, value.dtype)
         for t in range(0, s.tok, step):
             tokens = slice(t, min(t + step, s.tok))
@@ -194,12 +220,9 @@ class PreActs:
     def _step(self, d_sae: int, dtype: torch.dtype) -> int:
         return max(1, min(self.tok, max(FEWEST, CHUNK_BYTES // max(1, d_sae * dtype.itemsize))))
 
-    def _scored(self, dtype, index, among, score, signed, raised) -> Iterator[tuple[slice, Tensor]]:
-        for tokens, dense in self._dense(dtype, index, raised):
-            if score is not None:
-                dense = score(dense, tokens)
-                dense = dense if among is None else dense.masked_fill(~among, 0)
-            yield tokens, dense.abs() if signed else dense
+    def _scored(self, dtype: torch.dtype, look: "_Look", raised: bool) -> Iterator[tuple[slice, Tensor]]:
+        for tokens, dense in self._dense(dtype, look.index, raised):
+            yield tokens, look.scores(dense, tokens)
 
     def _dense(self, dtype: torch.dtype, index: Tensor | None, raised: bool) -> Iterator[tuple[slice, Tensor]]:
         """The one dense product of a step, chunk by chunk; what is asked for again is remembered."""
@@ -220,12 +243,14 @@ class PreActs:
         """Whether the first product has given these numbers already."""
         return index is not None and index is self._again and dtype in self.seen and not raised
 
-    def _unmade(self, index: Tensor | None, raised: bool) -> Iterator[tuple[slice, Numbers]]:
+    def _unmade(self, look: "_Look", raised: bool) -> Iterator[tuple[slice, Numbers]]:
         """The same in 8 bits, for who chooses while it is being made."""
-        keep = self._memory(torch.int8) if index is None and not raised else None
+        index, price = look.index, look.latent_price
+        keep = self._memory(torch.int8) if index is None and price is None and not raised else None
         again = (torch.empty(0).long(), torch.empty(self.tok, 0).bfloat16()) if keep is None else (self._again, keep)
         whole = slice(0, self.tok)
-        yield whole, Numbers(self._product(index, raised), whole, again)
+        product = self._product(index, raised)
+        yield whole, Numbers(product if price is None else product.times(price), whole, again)
         if keep is not None:
             self.seen[torch.int8] = keep
 
@@ -286,6 +311,36 @@ class PreActs:
 
     def _floats(self, dtype: torch.dtype) -> torch.dtype:
         return self.numbers if dtype == torch.int8 else dtype
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What `choose` looks at: which latents, and how their numbers become scores."""
+
+    index: Tensor | None
+    among: LatentMask | None
+    price: PerLatent | None
+    score: Score | None
+    score_at: ScoreAt | None
+    signed: bool
+    tokens: Tensor | None = None  # which they are, if not all
+
+    @property
+    def plain(self) -> bool:
+        return self.price is None and self.score is None
+
+    @property
+    def latent_price(self) -> PerLatent | None:
+        return self.price if self.price is None or self.index is None else self.price[self.index]
+
+    def scores(self, dense: Tensor, tokens: slice) -> Tensor:
+        if self.price is not None:
+            price = self.latent_price.to(dense.dtype)
+            dense = torch.mul(dense, price, out=scratch(tuple(dense.shape), dense.dtype, dense.device))
+        if self.score is not None:
+            dense = self.score(dense, tokens if self.tokens is None else self.tokens[tokens])
+            dense = dense if self.among is None else dense.masked_fill(~self.among, 0)
+        return dense.abs() if self.signed else dense
 
 
 def _places(mask: LatentMask) -> Tensor:
