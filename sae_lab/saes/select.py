@@ -104,8 +104,11 @@ def draw_lots(share: PerLatent) -> LatentInts:
 @torch.no_grad()
 def follow(threshold: torch.Tensor, z: Latents, momentum: float) -> None:
     """Moves a threshold, one number or one per latent, in place towards the least value that was kept."""
-    group = z.support.latent.long() if threshold.dim() else torch.zeros_like(z.support.latent, dtype=torch.long)
-    least = threshold.new_full((threshold.numel(),), torch.inf).scatter_reduce(0, group, z.value.detach(), "amin")
-    least = least.view_as(threshold)
+    value = torch.cat([z.value.detach(), threshold.new_full((1,), torch.inf)])
+    if threshold.dim():
+        least = torch.full_like(threshold, torch.inf)
+        least = least.scatter_reduce(0, z.support.latent.long(), value[:-1], "amin")
+    else:
+        least = value.min()
     moved = torch.where(threshold == 0, least, threshold.lerp(least, 1 - momentum))
     threshold.copy_(torch.where(least < torch.inf, moved, threshold))

@@ -71,7 +71,7 @@ def transpose(start: Tensor, latent: Tensor, d_sae: int) -> tuple[Tensor, Tensor
 def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The latents of each token's k largest positive scores, ascending, how many each token has, and the scores."""
     if score.numel() and not (score[0].sum() + score[:, 0].sum()).isfinite():  # a NaN in x fills a row, in W a column
-        score = torch.where(score.isnan(), torch.nan, score)  # as integers, negative NaNs would be small
+        score = _positive_nans(score)
     lanes, out, value, count = _room(*score.shape, k, score.dtype)
     run(choosing.select_rows, _bits(score.contiguous()), k, lanes, out, _bits(value), count)
     return _filled(out, count, value)
@@ -91,6 +91,11 @@ def _filled(out: Tensor, count: Tensor, value: Tensor) -> tuple[Tensor, Tensor, 
     return out[there], count, value[there]
 
 
+def _positive_nans(score: Tensor) -> Tensor:
+    """As integers, negative NaNs would be small."""
+    return torch.where(score.isnan(), torch.nan, score)
+
+
 def _bits(t: Tensor) -> Tensor:
     """Floats seen as integers: for positive ones the order is the same."""
     return t.view(INTEGER[t.dtype])
@@ -99,7 +104,7 @@ def _bits(t: Tensor) -> Tensor:
 def keep_largest(score: Tensor, k: int) -> Tensor:
     """The k largest positive scores of each token, zeros elsewhere."""
     if score.numel() and not (score[0].sum() + score[:, 0].sum()).isfinite():
-        score = torch.where(score.isnan(), torch.nan, score)
+        score = _positive_nans(score)
     out = scratch(tuple(score.shape), score.dtype)
     run(choosing.keep_largest, _bits(score.contiguous()), k, _bits(out))
     return out
@@ -201,13 +206,13 @@ def _operand(of: "Coarse") -> tuple:
 
 def nth_largest(score: Tensor, n: int) -> Tensor:
     """The n-th largest of all positive scores; 0 where there are fewer."""
-    bits = _bits(torch.where(score.isnan(), torch.nan, score).contiguous())
+    bits = _bits((score if score.sum().isfinite() else _positive_nans(score)).contiguous())
     return torch.tensor(run(choosing.kth_largest, bits.view(-1), n), dtype=bits.dtype).view(score.dtype)
 
 
 def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
     """Marks each group's `quota` largest positive scores; the second tensor is what a later one has to exceed."""
-    score = torch.where(score.isnan(), torch.nan, score)  # a NaN of either sign sorts above all
+    score = score if score.sum().isfinite() else _positive_nans(score)
     keep, floor = torch.empty(len(score), dtype=torch.bool), score.new_empty(len(quota))
     run(choosing.prune, start, _bits(score), quota, keep, _bits(floor))
     return keep, floor.masked_fill_(quota == 0, torch.inf)
