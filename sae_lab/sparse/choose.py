@@ -183,8 +183,9 @@ def _guessed(chunks: Chunks, n: int) -> Support | None:
     floor, parts, found = None, [], 0
     for score in chunks.scores():
         if floor is None:
-            some = score[:SAMPLE].dense() if isinstance(score, Numbers) else score[:SAMPLE]
-            floor = _floor(backend_of(some).nth_largest(some, int(SPARE * n * len(some) / chunks.tok)), score)
+            some = score[:SAMPLE]
+            positive = _above(some, _floor(0.0, score))[2]
+            floor = _floor(backend_of(positive).nth_largest(positive, int(SPARE * n * len(some) / chunks.tok)), score)
         parts.append(_support(chunks.d_sae, [_above(score, floor)]))
         found += len(parts[-1].latent)
         if found > 8 * n:

@@ -175,7 +175,6 @@ def quantise(rows, code, total, scale, norm, lost):
     for part in numba.prange(PARTS):
         for t in range(tok * part // PARTS, tok * (part + 1) // PARTS):
             row, to = rows[t], code[t]
-            to[n:] = 0
             top, whole, size, gone = np.int32(0), np.int32(0), rows.dtype.type(0), rows.dtype.type(0)
             for i in range(n):
                 top = max(top, as_bits(row[i]) & np.int32(0x7FFFFFFF))  # as integers the maximum is vectorised
@@ -183,8 +182,12 @@ def quantise(rows, code, total, scale, norm, lost):
             if not TINY <= most < np.inf:
                 small = most * np.sqrt(rows.dtype.type(n))
                 scale[t], norm[t], lost[t] = 0 if most < TINY else np.nan, 0, small if most < TINY else 0
-                to[:], total[t] = 0, 0
+                total[t] = 0
+                for i in range(to.size):
+                    to[i] = 0
                 continue
+            for i in range(n, to.size):
+                to[i] = 0
             per = rows.dtype.type(127) / most
             for i in range(n):  # in units of the scale, in which no square overflows
                 exact = row[i] * per
@@ -280,6 +283,6 @@ def pack(place, found, latent, value, to_latent, to_value):
     """What the parts found, one after another."""
     p = 0
     for part in range(PARTS):
-        n, at = found[part], place[part]
-        to_latent[p : p + n], to_value[p : p + n] = latent[at : at + n], value[at : at + n]
-        p += n
+        for q in range(place[part], place[part] + found[part]):
+            to_latent[p], to_value[p] = latent[q], value[q]
+            p += 1

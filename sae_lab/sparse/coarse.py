@@ -119,9 +119,6 @@ class Numbers:
         tokens = slice(self.tokens.start + begin, self.tokens.start + end)
         return Numbers(self.coarse, tokens, (index, kept[begin:end]))
 
-    def dense(self) -> Tensor:
-        return backend_of(self.coarse.W.code).coarse_dense(self.coarse, self.tokens)
-
     def largest(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return backend_of(self.coarse.W.code).coarse_largest(self.coarse, self.tokens, k, *self.again)
 
