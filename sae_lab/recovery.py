@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from scipy import sparse
 
@@ -29,11 +30,12 @@ class Firings:
     @classmethod
     def of_dense(cls, acts: Float[np.ndarray, "tokens units"], share: float = HIGHEST) -> "Firings":
         """The positive entries among the highest `share` of each unit: what a threshold could pick."""
-        by_unit = np.ascontiguousarray(acts.T)
+        by_unit = torch.from_numpy(acts).T.contiguous()  # torch looks through it on all threads
         place = len(acts) - max(1, int(share * len(acts)))
-        floor = np.partition(by_unit, place, axis=1)[:, place].clip(min=np.nextafter(np.float32(0), np.float32(1)))
-        unit, token = np.nonzero(by_unit >= floor[:, None])
-        return cls(unit.astype(np.int32), token.astype(np.int32), by_unit[unit, token], *by_unit.shape)
+        floor = by_unit.kthvalue(place + 1, dim=1).values.clamp(min=torch.finfo(by_unit.dtype).smallest_normal)
+        picked = by_unit >= floor[:, None]
+        unit, token = picked.nonzero().int().T.numpy()
+        return cls(unit, token, by_unit[picked].numpy(), *by_unit.shape)
 
     def only(self, units: Int[np.ndarray, " some"]) -> "Firings":
         """The same firings of a few units, renumbered in the order given."""

@@ -5,7 +5,8 @@ from .backends import backend, backend_of
 from .choose import Chunks, Rule, above, batch_topk, column_topk, topk
 from .corner import corner
 from .latents import Latents, Support, decode, dots, latent_sums, latent_totals, sums
-from .preacts import PreActs, choice_dtype, encode
+from .preacts import PreActs, encode
+from .probe import choice_dtype
 from .scratch import scratch
 
 __all__ = [

@@ -223,19 +223,18 @@ def prune(start, key, quota, keep, floor):
             floor[g] = kth if ties == 0 and q > 0 else zero
 
 
-@jit(parallel=True)
+@jit()
 @no_type_check
 def reaches(start, exact, score, keep, out):
     """Of each group: by how much scores are off (root mean square), the least exact one kept, and the least score."""
-    for part in numba.prange(PARTS):
-        for g in range(cut(start, part), cut(start, part + 1)):
-            a, b, kept = exact[start[g] : start[g + 1]], score[start[g] : start[g + 1]], keep[start[g] : start[g + 1]]
-            total, least, last = exact.dtype.type(0), exact.dtype.type(np.inf), exact.dtype.type(np.inf)
-            for i in range(a.size):
-                total += (a[i] - b[i]) * (a[i] - b[i])
-                least = min(least, a[i] if kept[i] else exact.dtype.type(np.inf))
-                last = min(last, b[i])
-            out[0, g], out[1, g], out[2, g] = np.sqrt(total / a.size), least, last
+    for g in range(start.size - 1):
+        a, b, kept = exact[start[g] : start[g + 1]], score[start[g] : start[g + 1]], keep[start[g] : start[g + 1]]
+        total, least, last = exact.dtype.type(0), exact.dtype.type(np.inf), exact.dtype.type(np.inf)
+        for i in range(a.size):
+            total += (a[i] - b[i]) * (a[i] - b[i])
+            least = min(least, a[i] if kept[i] else exact.dtype.type(np.inf))
+            last = min(last, b[i])
+        out[0, g], out[1, g], out[2, g] = np.sqrt(total / a.size), least, last
 
 
 @jit()

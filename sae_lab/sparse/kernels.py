@@ -13,15 +13,19 @@ import numpy as np
 PARTS = 64  # more parts than threads, of equal work: a heavy row does not hold up the rest
 
 
-def jit(parallel=False):
-    """Compiled once and kept on disk; where no place for the cache can be written, compiled in every process."""
+def jit(parallel=False, reordered=True):
+    """Compiled once and kept on disk; where no place for the cache can be written, compiled in every process.
+
+    Numba optimises a parallel kernel again when it comes from the cache. Where sums over few numbers may then be
+    vectorised or not, as in a gather, `reordered=False` keeps the order as written.
+    """
 
     def compiled(fn):
         options = {
             "nogil": True,
             "parallel": parallel,
             "error_model": "numpy",
-            "fastmath": {"reassoc", "contract", "nsz"},
+            "fastmath": {"reassoc", "contract", "nsz"} if reordered else {"contract", "nsz"},
         }
         try:
             return numba.njit(cache=True, **options)(fn)
@@ -100,19 +104,18 @@ def sums(start, col, order, value, W, out):
                 p += 1
 
 
-@jit(parallel=True)
+@jit(reordered=False)
 @no_type_check
 def totals(start, order, value, out):
     """out[r] = sum over the nonzeros p of row r of value[order[p]], or of value[p]."""
-    for part in numba.prange(PARTS):
-        for r in range(cut(start, part), cut(start, part + 1)):
-            s = value.dtype.type(0)
-            for p in range(start[r], start[r + 1]):
-                if order is None:
-                    s += value[p]
-                else:
-                    s += value[order[p]]
-            out[r] = s
+    for r in range(start.size - 1):
+        s = value.dtype.type(0)
+        for p in range(start[r], start[r + 1]):
+            if order is None:
+                s += value[p]
+            else:
+                s += value[order[p]]
+        out[r] = s
 
 
 @jit()
@@ -131,29 +134,18 @@ def transpose(start, col, n_cols):
     return first, row, order
 
 
-@jit(parallel=True)
+@jit()
 @no_type_check
-def count_kept(start, keep, count):
-    """How many of each row are marked."""
-    for part in numba.prange(PARTS):
-        for t in range(cut(start, part), cut(start, part + 1)):
-            n = 0
-            for p in range(start[t], start[t + 1]):
-                n += keep[p]
-            count[t] = n
-
-
-@jit(parallel=True)
-@no_type_check
-def fill_kept(start, keep, col, value, new, out, kept):
-    """The marked columns and values of each row, from place new[t] on."""
-    for part in numba.prange(PARTS):
-        for t in range(cut(start, part), cut(start, part + 1)):
-            q = new[t]
-            for p in range(start[t], start[t + 1]):
-                if keep[p]:
-                    out[q], kept[q] = col[p], value[p]
-                    q += 1
+def compact(start, keep, col, value, count, out, kept):
+    """The marked columns and values, row after row, and how many each row has; how many in all."""
+    q = 0
+    for t in range(start.size - 1):
+        first = q
+        for p in range(start[t], start[t + 1]):
+            out[q], kept[q] = col[p], value[p]  # overwritten by the next unless it stays
+            q += keep[p]
+        count[t] = q - first
+    return q
 
 
 @jit(parallel=True)

@@ -228,11 +228,9 @@ def reaches(start: Tensor, exact: Tensor, score: Tensor, keep: Tensor) -> tuple[
 def compact(start: Tensor, latent: Tensor, value: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The latents that `keep` marks, how many each token has, and their values."""
     count = torch.empty(len(start) - 1, dtype=torch.long)
-    run(kernels.count_kept, start, keep, count)
-    new = torch.cat([count.new_zeros(1), count.cumsum(0)])
-    out, kept = latent.new_empty(int(new[-1])), value.new_empty(int(new[-1]))
-    run(kernels.fill_kept, start, keep, latent, value, new, out, kept)
-    return out, count, kept
+    out, kept = latent.new_empty(len(latent) + 1), value.new_empty(len(latent) + 1)
+    n = run(kernels.compact, start, keep, latent, value, count, out, kept)
+    return out[:n], count, kept[:n]
 
 
 def adam_rows(W, grad, m, v, *, scale, lr, betas, eps, step, unit) -> None:

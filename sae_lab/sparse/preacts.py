@@ -1,9 +1,8 @@
 """Pre-activations: dense numbers to choose from, one token chunk at a time, and exact ones where chosen."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -238,16 +237,6 @@ class PreActs:
         if keep is not None:
             self.seen[dtype] = keep
 
-    def _all(self) -> None:
-        """Every number once, as a choice would see it."""
-        if self.coarse == torch.int8:
-            nothing = torch.full((self.d_sae,), torch.inf)
-            for _, numbers in self._unmade(_Look(None, None, None, None, None, False), False):
-                numbers.above(nothing)
-        else:
-            for _, out in self._dense(self.coarse, None, False):
-                out[0, 0].item()
-
     def _known(self, dtype: torch.dtype, index: Tensor | None, raised: bool) -> bool:
         """Whether the first product has given these numbers already."""
         return index is not None and index is self._again and dtype in self.seen and not raised
@@ -385,23 +374,3 @@ def encode(
     if coarse == torch.int8 and not (rows.device.type == "cpu" and 0 < rows.shape[1] <= WIDEST and available()):
         coarse = rows.dtype
     return PreActs((rows, W_enc, b_enc, centre), centred, coarse, tuple(x.shape[:-1]), again)
-
-
-@cache
-def choice_dtype(device: str = "cpu", d_in: int = 512) -> torch.dtype:
-    """The quickest precision to choose in on this machine, measured once per process and width: fewer bits need
-    hardware for them, and must be worth their second look."""
-    rng = torch.Generator(device).manual_seed(0)  # of its own: the user's draws stay what they were
-    x, W = (torch.randn(n, d_in, device=device, generator=rng) for n in (1024, 4096))
-    spent = {dtype: [] for dtype in (torch.float32, torch.bfloat16, torch.int8)}
-    for _ in range(6):
-        for dtype, times in spent.items():
-            pre = encode(x, W, choose_in=dtype)
-            begin = time.perf_counter()
-            pre._all()
-            times.append(time.perf_counter() - begin)
-    seconds = {dtype: min(times[1:]) for dtype, times in spent.items()}  # what else runs only ever adds
-    best = torch.float32
-    for dtype, share in ((torch.bfloat16, 0.8), (torch.int8, 1.0)):  # in 8 bits, the time of choosing is in it already
-        best = dtype if seconds[dtype] < share * seconds[best] else best
-    return best
