@@ -177,7 +177,11 @@ def _reconstruct(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int):
         on = (z.value > 0) | (z.value < 0)
         latent, token = z.support.latent[on].long().cpu().numpy(), z.support.token[on].cpu().numpy()
         counts += np.bincount(latent, minlength=len(counts))
-        fired.append(np.unique(doc[token].astype(np.int64) * len(counts) + latent))
+        docs, here = np.unique(doc, return_inverse=True)
+        awake = np.zeros((len(docs), len(counts)), bool)
+        awake[here[token], latent] = True
+        row, woken = awake.nonzero()
+        fired.append(np.stack([docs[row], woken]))
         sums.add(
             doc,
             n=np.ones(len(doc)),
@@ -187,7 +191,7 @@ def _reconstruct(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int):
             l0=np.bincount(token, minlength=len(doc)),
             cosine=_numpy(torch.cosine_similarity(x_hat, y, dim=-1)),
         )
-    return sums, np.unique(np.concatenate(fired)), counts
+    return sums, np.concatenate(fired, axis=1), counts
 
 
 def _splice(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int, mean: Direction) -> DocSums:
@@ -218,16 +222,19 @@ def _splice(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int, mean: Dir
 
 
 def _dead(fired: np.ndarray, docs: int, d_sae: int, n: int = 200) -> Estimate:
-    """Share of latents that no document drawn wakes; `fired` holds doc * d_sae + latent, each pair once."""
-    doc, latent = np.divmod(fired, d_sae)
-    value = 1 - len(np.unique(latent)) / d_sae
-    rng, shares = np.random.default_rng(0), []
+    """Share of latents that no document drawn wakes; `fired` holds documents and the latents that fired in them."""
+    doc, latent = fired
+
+    def asleep(drawn: np.ndarray) -> float:
+        awake = np.zeros(d_sae, bool)
+        awake[latent[drawn[doc]]] = True
+        return 1 - awake.mean()
+
+    rng, shares, value = np.random.default_rng(0), [], asleep(np.ones(docs, bool))
     for _ in range(n):
         drawn = np.zeros(docs, bool)
         drawn[rng.integers(docs, size=docs)] = True
-        awake = np.zeros(d_sae, bool)
-        awake[latent[drawn[doc]]] = True
-        shares.append(1 - awake.mean())
+        shares.append(asleep(drawn))
     return Estimate(value, value, float(max(value, np.quantile(shares, 0.975))))
 
 

@@ -139,7 +139,7 @@ def experiment(
     concept: str,
     *,
     site: str | Site | None = None,
-    strengths: Sequence[float] = (1.0, 2.0, 4.0, 8.0),
+    strengths: Sequence[float] = (1.0, 2.0, 3.0, 4.0, 6.0),
     prompts: int = 64,
     max_new_tokens: int = 40,
     temperature: float = 0.7,
@@ -188,7 +188,7 @@ def target(
     *,
     site: str | Site | None = None,
     tried: int = 2,
-    strengths: Sequence[float] = (4.0, 8.0),
+    strengths: Sequence[float] = (3.0, 6.0),
     prompts: int = 8,
     max_new_tokens: int = 24,
     seed: int = 0,
@@ -196,7 +196,7 @@ def target(
     """The concept whose best latent steers best: the row of `table` that most raises how often the concept is written.
 
     To name a concept and to cause it are two things, so well-named concepts are tried on a few validation prompts;
-    `experiment` then measures the winner on other ones.
+    `experiment` then measures the winner on other ones. A latent that makes the model babble steers nowhere.
 
     Args:
         table: `Concepts.table`: columns concept, latent, latents (F1), positives; best first.
@@ -216,9 +216,8 @@ def target(
         except ValueError:  # nearly every text shows it
             continue
         texts = write(lm, before, edits, max_new_tokens=max_new_tokens, temperature=0.7, seed=seed)
-        best = texts["latent", _strength(lm, texts, row.concept)]
-        lift = _found(best, row.concept) - _found(texts["untouched", 0.0], row.concept)
-        lifts.append((lift, row.latents, row))
+        best = max(_sound(lm, texts, row.concept).values(), default=0.0)
+        lifts.append((best - _found(texts["untouched", 0.0], row.concept) / prompts, row.latents, row))
     if not lifts:
         raise ValueError("No recovered concept can be read off text: train on more tokens.")
     return max(lifts, key=lambda tried: tried[:2])[2]
@@ -315,12 +314,16 @@ def typical_activation(
 
 
 def _strength(lm: LM, texts: dict[tuple[str, float], list[tuple[str, str]]], concept: str) -> float:
-    """The weakest strength that finds the concept within 5 points of the best, the best being no babble."""
-    limit = surprise(lm, texts["untouched", 0.0]) + BABBLE
-    found = {s: _found(rows, concept) / len(rows) for (name, s), rows in texts.items() if name == "latent"}
-    sound = {s: share for s, share in found.items() if surprise(lm, texts["latent", s]) <= limit}
-    sound = sound or {min(found): found[min(found)]}
+    """The weakest strength that finds the concept within 5 points of the best; of those that all babble, the weakest."""
+    sound = _sound(lm, texts, concept) or {min(s for name, s in texts if name == "latent"): 0.0}
     return min(s for s, share in sound.items() if share >= max(sound.values()) - 0.05)
+
+
+def _sound(lm: LM, texts: dict[tuple[str, float], list[tuple[str, str]]], concept: str) -> dict[float, float]:
+    """Share of texts with the concept at each strength that does not make the model babble."""
+    limit = surprise(lm, texts["untouched", 0.0]) + BABBLE
+    tried = {s: rows for (name, s), rows in texts.items() if name == "latent"}
+    return {s: _found(rows, concept) / len(rows) for s, rows in tried.items() if surprise(lm, rows) <= limit}
 
 
 def _found(rows: list[tuple[str, str]], concept: str) -> int:

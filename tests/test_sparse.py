@@ -25,6 +25,7 @@ from sae_lab.sparse import (
     latents,
     native,
     preacts,
+    probe,
     reference,
     scratch,
     sums,
@@ -555,5 +556,13 @@ def test_an_unknown_backend_is_named():
         pass
 
 
-def test_the_choice_dtype_is_measured_once():
-    assert choice_dtype() in (torch.float32, torch.bfloat16, torch.int8) and choice_dtype() is choice_dtype()
+def test_eight_bits_are_chosen_by_what_the_cpu_has_and_never_by_a_measurement(monkeypatch):
+    monkeypatch.setattr(probe, "available", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "encode", None)
+        assert choice_dtype("cpu", 4096) == torch.int8
+    assert choice_dtype("cpu", 8) != torch.int8
+    monkeypatch.setattr(probe, "available", lambda: False)
+    assert choice_dtype("cpu", 4095) != torch.int8
+    monkeypatch.setattr(probe, "encode", None)
+    assert choice_dtype("cpu", 4095) in (torch.float32, torch.bfloat16)  # tried once per process and width

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import identity, small_llama
 
-from sae_lab import steer, world
+from sae_lab import steer, steering, world
 from sae_lab.models import load_model
 from sae_lab.sites import Site
 from sae_lab.steering import (
@@ -146,7 +146,7 @@ def rows(*concepts):
     return pd.DataFrame([{"concept": name, "latent": 3 + i} | row for i, name in enumerate(concepts)])
 
 
-def test_the_target_is_the_concept_that_is_written_more(lm, sae):
+def test_the_target_is_the_concept_that_is_written_more(lm, sae, monkeypatch):
     """Latent 0 writes " dog" whatever the prompt; the others change nothing that a reader of words could see."""
     dog, cat = "entity.animal.pet.dog", "entity.animal.pet.cat"
     made = copy.deepcopy(sae)
@@ -155,7 +155,11 @@ def test_the_target_is_the_concept_that_is_written_more(lm, sae):
     head = lm.module.get_output_embeddings().weight[token[0]] * lm.module.model.norm.weight
     with torch.no_grad():
         made.W_dec[4] = 1e4 * head / head.norm()
-    assert target(made, lm, rows(cat, dog), prompts=4, max_new_tokens=2).concept == dog
+    trying = {"prompts": 4, "max_new_tokens": 2}
+    monkeypatch.setattr(steering, "surprise", lambda lm, texts: 1.0)
+    assert target(made, lm, rows(cat, dog), **trying).concept == dog
+    monkeypatch.setattr(steering, "surprise", lambda lm, texts: 9.0 if any(" dog" in new for _, new in texts) else 1.0)
+    assert target(made, lm, rows(cat, dog), **trying).concept == cat  # who babbles steers nowhere
 
 
 def test_candidates_are_concepts_a_reader_can_see_and_not_all_of_one_branch():

@@ -34,7 +34,8 @@ class Quickstart:
     k: int = knob(32, 1, 4096, "latents per token, on average")
     batch: int = knob(1024, 16, 2**20, "tokens per step: small, so that a short run has steps enough")
     lr: float | None = knob(2e-3, 1e-7, 1.0, "peak learning rate; None: the recipe's, which is for long runs")
-    held_out: int = knob(128_000, 2_000, 10**9, "test tokens to measure on")
+    context: int = knob(256, 16, 2**20, "tokens in a row: short ones are read quicker")
+    held_out: int = knob(65_536, 2_000, 10**9, "test tokens to measure on")
     folder: str = knob("runs/quickstart", help="run folder; a number is added where it is taken")
     seed: int = knob(0, 0, 2**31 - 1, "seed of everything")
 
@@ -72,7 +73,7 @@ def quickstart(options: Quickstart) -> Findings:
     watch = Watch()
     with watch("load"):
         lm = load_model(options.model)
-        source = activations(lm, options.site, text="world", seed=options.seed)
+        source = activations(lm, options.site, text="world", seed=options.seed, context=options.context)
         sae = build("batchtopk", d_in=lm.d_in(options.site), d_sae=options.d_sae, k=options.k, seed=options.seed)
         sae.to(lm.device)
     run = Run(options.folder)
@@ -87,7 +88,7 @@ def quickstart(options: Quickstart) -> Findings:
         run.write_eval(evaluation.to_json())
         note(repr(evaluation))
     with watch("concepts"):
-        concepts = recover(sae, lm, tokens=min(65_536, options.held_out))
+        concepts = recover(sae, lm, tokens=options.held_out, context=options.context)
         note(repr(concepts))
         best = concepts.named.head(SHOWN)
         shown = contexts(sae, lm, list(dict.fromkeys(best.latent)), n=3, tokens=32_768)

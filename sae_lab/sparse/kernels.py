@@ -77,28 +77,20 @@ def dots(start, col, rows, W, out):
 
 @jit(parallel=True)
 @no_type_check
-def sums(start, col, order, value, W, out):
-    """out[t] = sum over the nonzeros p of row t of value[order[p]] * W[col[p]], or of value[p]; four at a time."""
+def sums(start, col, value, W, out):
+    """out[t] = sum over the nonzeros p of row t of value[p] * W[col[p]]; four at a time."""
     for part in numba.prange(PARTS):
         for t in range(cut(start, part), cut(start, part + 1)):
             out[t] = 0
             p, end = start[t], start[t + 1]
             while p + 4 <= end:
                 i, j, k, l = col[p], col[p + 1], col[p + 2], col[p + 3]
-                if order is None:
-                    a, b, c, d = value[p], value[p + 1], value[p + 2], value[p + 3]
-                else:
-                    a, b = value[order[p]], value[order[p + 1]]
-                    c, d = value[order[p + 2]], value[order[p + 3]]
+                a, b, c, d = value[p], value[p + 1], value[p + 2], value[p + 3]
                 for n in range(W.shape[1]):
                     out[t, n] += (a * W[i, n] + b * W[j, n]) + (c * W[k, n] + d * W[l, n])
                 p += 4
             while p < end:
-                i = col[p]
-                if order is None:
-                    a = value[p]
-                else:
-                    a = value[order[p]]
+                i, a = col[p], value[p]
                 for n in range(W.shape[1]):
                     out[t, n] += a * W[i, n]
                 p += 1
@@ -106,15 +98,12 @@ def sums(start, col, order, value, W, out):
 
 @jit(reordered=False)
 @no_type_check
-def totals(start, order, value, out):
-    """out[r] = sum over the nonzeros p of row r of value[order[p]], or of value[p]."""
+def totals(start, value, out):
+    """out[r] = sum over the nonzeros p of row r of value[p]."""
     for r in range(start.size - 1):
         s = value.dtype.type(0)
         for p in range(start[r], start[r + 1]):
-            if order is None:
-                s += value[p]
-            else:
-                s += value[order[p]]
+            s += value[p]
         out[r] = s
 
 

@@ -154,13 +154,13 @@ def latent_sums(s: Support, value: Values, rows: Rows) -> Weights:
         out = rows.new_zeros(s.d_sae, rows.shape[1])
         out[t[0]] = torch.mm(_scattered(s, t, value).T, rows, out=rows.new_empty(len(t[0]), rows.shape[1]))
         return out
-    return backend_of(rows).sums(s.T.start, s.T.latent, value, rows, s.T.order)
+    return backend_of(rows).sums(s.T.start, s.T.latent, value[s.T.order], rows)
 
 
 @torch.no_grad()
 def latent_totals(s: Support, value: Values) -> PerLatent:
     """The sum of the values of each latent."""
-    return backend_of(value).totals(s.T.start, value, s.T.order)
+    return backend_of(value).totals(s.T.start, value[s.T.order])
 
 
 @torch.no_grad()

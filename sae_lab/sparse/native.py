@@ -49,17 +49,17 @@ def dots(start: Tensor, latent: Tensor, rows: Tensor, W: Tensor) -> Tensor:
     return out
 
 
-def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor, order: Tensor | None = None) -> Tensor:
-    """One row per row of the support: the sum of value * W[latent]; `order` says where the values are."""
+def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor) -> Tensor:
+    """One row per row of the support: the sum of value * W[latent]."""
     out = scratch((len(start) - 1, W.shape[1]), W.dtype)
-    run(kernels.sums, start, latent, order, value, W, out)
+    run(kernels.sums, start, latent, value, W, out)
     return out
 
 
-def totals(start: Tensor, value: Tensor, order: Tensor | None = None) -> Tensor:
-    """One number per row of the support: the sum of its values; `order` says where they are."""
+def totals(start: Tensor, value: Tensor) -> Tensor:
+    """One number per row of the support: the sum of its values."""
     out = value.new_empty(len(start) - 1)
-    run(kernels.totals, start, order, value, out)
+    run(kernels.totals, start, value, out)
     return out
 
 

@@ -24,15 +24,13 @@ def dots(start: Tensor, latent: Tensor, rows: Tensor, W: Tensor) -> Tensor:
     return (rows[_row(start)] * W[latent]).sum(1)
 
 
-def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor, order: Tensor | None = None) -> Tensor:
-    """One row per row of the support: the sum of value * W[latent]; `order` says where the values are."""
-    value = value if order is None else value[order]
+def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor) -> Tensor:
+    """One row per row of the support: the sum of value * W[latent]."""
     return W.new_zeros(len(start) - 1, W.shape[1]).index_add(0, _row(start), value[:, None] * W[latent])
 
 
-def totals(start: Tensor, value: Tensor, order: Tensor | None = None) -> Tensor:
-    """One number per row of the support: the sum of its values; `order` says where they are."""
-    value = value if order is None else value[order]
+def totals(start: Tensor, value: Tensor) -> Tensor:
+    """One number per row of the support: the sum of its values."""
     return value.new_zeros(len(start) - 1).index_add(0, _row(start), value)
 
 
