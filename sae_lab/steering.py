@@ -314,7 +314,7 @@ def typical_activation(
 
 
 def _strength(lm: LM, texts: dict[tuple[str, float], list[tuple[str, str]]], concept: str) -> float:
-    """The weakest strength that finds the concept within 5 points of the best; of those that all babble, the weakest."""
+    """The weakest strength within 5 points of the best; where the model babbles at all of them, the weakest of all."""
     sound = _sound(lm, texts, concept) or {min(s for name, s in texts if name == "latent"): 0.0}
     return min(s for s, share in sound.items() if share >= max(sound.values()) - 0.05)
 
