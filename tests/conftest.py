@@ -5,6 +5,8 @@ import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: the other cores have work
 
 import pytest
 import torch
@@ -18,6 +20,14 @@ install_import_hook(
     [*(f"sae_lab.{room}" for room in ROOMS), "sae_lab.tiny.make"], "shapecheck.checked"
 )  # no tensors in
 # the world: checking every string it writes made its tests twenty times slower
+
+LONGEST = ("01_first_sae.ipynb", "test_readme.py", "test_cli.py", "test_stories.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first: one that comes last would be waited for."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 SHARED = Path(os.environ.get("SAE_LAB_SHARED", Path(__file__).parents[2] / "shared"))
 

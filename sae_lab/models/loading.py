@@ -20,7 +20,7 @@ FAMILY = "Llama, Mistral, Qwen2, Qwen3, Gemma, Phi-3"
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp.down_proj")  # of every layer
 
 
-def load_model(name: str | Path, device: str | None = None, dtype: Any = None, remote: bool = False) -> LM:
+def load_model(name: str | Path, device: str | None = None, dtype: Any = None) -> LM:
     """A language model by name: "tiny", "tiny-chat", a folder in Hugging Face's layout, or a hub name.
 
     `device` is a CUDA device where there is one, else the CPU. `dtype` ("bfloat16", torch.float16 ...) is float32 on a
@@ -30,8 +30,6 @@ def load_model(name: str | Path, device: str | None = None, dtype: Any = None, r
         FileNotFoundError: no such model, or its weights are not here and cannot be fetched.
         ValueError: the files are damaged, the architecture is not of the Llama family, or `dtype` is unknown.
     """
-    if remote:
-        raise NotImplementedError("remote=True is not part of this release. Leave it out to run the model here.")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = _dtype(dtype, device)
     if str(name) in EMBEDDED:

@@ -43,7 +43,7 @@ def from_half(bits):
 
 def number(x):
     """What a score means as a number: bf16 are seen as int16, all others are what they are."""
-    raise NotImplementedError("for kernels only")
+    return np.left_shift(x, 16, dtype=np.int32).view(np.float32) if isinstance(x, np.int16) else x
 
 
 @overload(number, inline="always")
