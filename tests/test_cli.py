@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import numba
 import pytest
 
 from sae_lab import tiny
 from sae_lab.cli import VERBS, main
+from sae_lab.cli.progress import watched
 from sae_lab.runs import Run
+from sae_lab.training.steps import Record, Step
 
 SHORT = ["--d-sae", "64", "--k", "4", "--tokens", "8192", "--batch", "1024", "--evaluation", "0", "--site", "L1R"]
 SLOW = ["--d-sae", "64", "--k", "4", "--tokens", "50000000", "--batch", "1024", "--evaluation", "0", "--log-every", "1"]
@@ -138,6 +141,21 @@ def test_quickstart_tells_machines_and_people_what_it_found(capsys, here):
     assert found["steering"]["concept"] in page
     assert "report.html" in err
     assert Run(here / "runs/quickstart").eval["fvu"] == found["evaluation"]["fvu"]
+
+
+def test_a_first_compile_is_announced_once_and_a_second_run_says_nothing(capsys):
+    kernels = [numba.njit(lambda x: x + 1), numba.njit(lambda x: x + 2)]
+    record = Record("L1R", "topk", {}, 0.5, 4.0, 0, 1e-3)
+
+    def steps():
+        for index, kernel in enumerate(kernels):
+            kernel(index)
+            yield Step(index + 1, 2, 1, 1.0, 1, (record,))
+
+    assert [step.index for step in watched(steps(), "train")] == [1, 2]
+    assert capsys.readouterr().err.count("compiling kernels") == 1
+    assert len(list(watched(steps(), "train"))) == 2
+    assert "compiling" not in capsys.readouterr().err
 
 
 def test_an_empty_place_says_how_to_begin(capsys, here):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -211,6 +212,12 @@ def test_the_tokenizer_knows_its_special_tokens_and_gives_every_text_back(embedd
     turns = [{"role": "user", "content": "Hello."}]
     chat = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     assert chat == "<bos><|user|>Hello.<|end|><|assistant|>"
+
+
+def test_a_tenth_of_the_texts_run_past_400_tokens(embedded):
+    texts = [text.text for text in islice(world.texts(seed=0, split="test"), 1000)]
+    long = sum(len(ids) > 400 for ids in embedded[1](texts, add_special_tokens=False).input_ids)
+    assert long >= 100
 
 
 def test_the_record_beside_the_weights_is_of_these_weights_and_within_the_bound():
