@@ -35,7 +35,7 @@ class Quickstart:
     batch: int = knob(1024, 16, 2**20, "tokens per step: small, so that a short run has steps enough")
     lr: float | None = knob(2e-3, 1e-7, 1.0, "peak learning rate; None: the recipe's, which is for long runs")
     context: int = knob(256, 16, 2**20, "tokens in a row: short ones are read quicker")
-    held_out: int = knob(65_536, 2_000, 10**9, "test tokens to measure on")
+    held_out: int = knob(200_000, 2_000, 10**9, "test tokens to measure on")
     folder: str = knob("runs/quickstart", help="run folder; a number is added where it is taken")
     seed: int = knob(0, 0, 2**31 - 1, "seed of everything")
 
@@ -88,7 +88,7 @@ def quickstart(options: Quickstart) -> Findings:
         run.write_eval(evaluation.to_json())
         note(repr(evaluation))
     with watch("concepts"):
-        concepts = recover(sae, lm, tokens=options.held_out, context=options.context)
+        concepts = recover(sae, lm, tokens=min(65_536, options.held_out), context=options.context)
         note(repr(concepts))
         best = concepts.named.head(SHOWN)
         shown = contexts(sae, lm, list(dict.fromkeys(best.latent)), n=3, tokens=32_768)
