@@ -87,6 +87,8 @@ class BenchStep:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.peers and self.device != "cpu":
+            raise ValueError(f"peers take their steps on the CPU: device={self.device!r} cannot be timed beside them.")
         for shape in self.shapes:
             sized(shape)
 

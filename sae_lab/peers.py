@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -69,7 +69,8 @@ def _run(library: str, *command: object) -> None:
 
 
 def _step(process: subprocess.Popen, library: str, said: IO[str]) -> None:
-    process.stdin.write("\n")
+    with suppress(BrokenPipeError):  # it has ended: `_line` says why
+        os.write(process.stdin.fileno(), b"\n")  # unbuffered: what could not be sent would be tried again on closing
     _line(process, library, said)
 
 

@@ -166,6 +166,20 @@ def test_a_peer_that_fails_says_why(library):
         pass
 
 
+def test_a_peer_that_dies_between_two_steps_says_why(tmp_path):
+    command = [sys.executable, "-c", "raise SystemExit('out of memory')"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with (tmp_path / "said").open("w+") as said, subprocess.Popen(command, text=True, stderr=said, **pipes) as process:
+        process.wait()
+        with pytest.raises(RuntimeError, match="out of memory"):
+            peers._step(process, "a library", said)
+
+
+def test_peers_are_not_timed_beside_another_device():
+    with pytest.raises(ValueError, match="device='cuda'"):
+        BenchStep(peers=True, device="cuda")
+
+
 def test_a_library_that_cannot_be_installed_is_no_end(tmp_path, monkeypatch):
     monkeypatch.setenv("SAE_LAB_PEERS", str(tmp_path))
     monkeypatch.setattr(peers, "LIBRARIES", {"no-such": "1.0"})

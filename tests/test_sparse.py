@@ -31,7 +31,7 @@ from sae_lab.sparse import (
     sums,
     topk,
 )
-from sae_lab.sparse.coarse import Coarse, Codes
+from sae_lab.sparse.coarse import Coarse, Codes, available
 from sae_lab.sparse.scratch import largest
 
 TOK, D_IN, D_SAE = 70, 12, 90
@@ -189,6 +189,7 @@ def test_without_bias_or_centre_and_with_frozen_weights_only_the_rest_gets_gradi
     assert x.grad is not None and W_enc.grad is None and W_dec.grad is None
 
 
+NEEDS_BYTES = pytest.mark.skipif(not available(), reason="no instruction for 8-bit products on this CPU")
 COARSE = pytest.mark.parametrize("coarse", [torch.bfloat16, torch.int8])
 
 
@@ -217,6 +218,7 @@ def made(coarse):
     return backend_of(coarse.x.scale).coarse_dense(coarse, slice(0, len(coarse.x.code)))
 
 
+@NEEDS_BYTES
 @pytest.mark.parametrize("name", ["numba", "torch"])
 def test_eight_bits_miss_by_no_more_than_their_bound(name):
     x, W, b = heavy()
@@ -235,6 +237,7 @@ def test_eight_bits_miss_by_no_more_than_their_bound(name):
     assert ((over - exact) / size).max() < 0.15
 
 
+@NEEDS_BYTES
 def test_eight_bits_are_the_same_on_both_backends():
     x, W, b = heavy()
     given = []
@@ -247,6 +250,7 @@ def test_eight_bits_are_the_same_on_both_backends():
     torch.testing.assert_close(many, same, rtol=2**-7, atol=1e-3)
 
 
+@NEEDS_BYTES
 def test_a_huge_coordinate_makes_the_choice_bf16():
     x, W, b = heavy()
     huge = x.clone()

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 
-from numba.core.event import Listener, install_listener
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..sparse import compiling
 from ..training import Step
 
 CONSOLE = Console(stderr=True, highlight=False)  # whatever sys.stderr is at the time of printing
@@ -15,7 +15,7 @@ def watched(steps: Iterable[Step], what: str) -> Iterator[Step]:
     """The same steps, drawn on stderr as they pass: a bar in a terminal, a line now and then in a log."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
     bar = Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal)
-    with bar as progress, install_listener("numba:compile", Compiling()):
+    with bar as progress, compiling(lambda: note("compiling kernels, once on this machine: some 20 seconds")):
         task, quarter = progress.add_task(what, total=None, shown=""), 0
         for step in steps:
             progress.update(task, completed=step.index, total=step.steps, shown=line(step))
@@ -25,20 +25,6 @@ def watched(steps: Iterable[Step], what: str) -> Iterator[Step]:
                 quarter = 4 * step.index // step.steps
                 CONSOLE.print(f"{what}: {step.index}/{step.steps} steps, {line(step)}", soft_wrap=True)
             yield step
-
-
-class Compiling(Listener):
-    """Says, once, why the first step of the first run on a machine takes its time."""
-
-    said = False
-
-    def on_start(self, event) -> None:
-        if not self.said:
-            self.said = True
-            note("compiling kernels, once on this machine: some 20 seconds")
-
-    def on_end(self, event) -> None:
-        pass
 
 
 def line(step: Step) -> str:

@@ -66,12 +66,13 @@ def shortfall_error(pre: PreActs, W_dec: Weights, residual: Rows, short: PerLate
 @torch.no_grad()
 def power(x: Rows) -> Scalar:
     """Squared distance from the batch's mean, summed over `d_in`, averaged over tokens."""
-    return (_squares(x).double() - x.mean(0).double().square().sum()).clamp(min=0).to(x.dtype)
+    return _squares(x - x.mean(0))
 
 
 def _squares(x: Tensor) -> Tensor:
-    """Rows in float64 one after another: the same whatever the number of threads."""
-    return (x.norm(dim=1).double().square().cumsum(0)[-1] / len(x)).to(x.dtype)
+    """Rows are added in float64 one after another: the same whatever the number of threads."""
+    rows = x.norm(dim=1).double().square()
+    return (torch.cat([rows.new_zeros(1), rows]).cumsum(0)[-1] / len(x)).to(x.dtype)
 
 
 @torch.no_grad()

@@ -104,11 +104,10 @@ def draw_lots(share: PerLatent) -> LatentInts:
 @torch.no_grad()
 def follow(threshold: torch.Tensor, z: Latents, momentum: float) -> None:
     """Moves a threshold, one number or one per latent, in place towards the least value that was kept."""
-    value = torch.cat([z.value.detach(), threshold.new_full((1,), torch.inf)])
+    value, least = z.value.detach(), torch.full_like(threshold, torch.inf)
     if threshold.dim():
-        least = torch.full_like(threshold, torch.inf)
-        least = least.scatter_reduce(0, z.support.latent.long(), value[:-1], "amin")
-    else:
+        least.scatter_reduce_(0, z.support.latent.long(), value, "amin")
+    elif len(value):
         least = value.min()
     moved = torch.where(threshold == 0, least, threshold.lerp(least, 1 - momentum))
     threshold.copy_(torch.where(least < torch.inf, moved, threshold))

@@ -3,6 +3,7 @@
 from .adam import Adam
 from .backends import backend, backend_of
 from .choose import Chunks, Rule, above, batch_topk, column_topk, topk
+from .compiling import compiling
 from .corner import corner
 from .latents import Latents, Support, decode, dots, latent_sums, latent_totals, sums
 from .preacts import PreActs, encode
@@ -22,6 +23,7 @@ __all__ = [
     "batch_topk",
     "choice_dtype",
     "column_topk",
+    "compiling",
     "corner",
     "decode",
     "dots",

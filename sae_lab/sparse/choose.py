@@ -180,17 +180,17 @@ topk, batch_topk, column_topk, above = TopK(), BatchTopK(), ColumnTopK(), Above(
 
 def _guessed(chunks: Chunks, n: int) -> Support | None:
     """The n largest of the batch by a floor guessed from its first tokens; None where the guess was far off."""
-    floor, parts, found = None, [], 0
+    guess, parts, found = None, [], 0
     for score in chunks.scores():
-        if floor is None:
+        if guess is None:
             some = score[:SAMPLE]
             positive = _above(some, _floor(0.0, score))[2]
-            floor = _floor(backend_of(positive).nth_largest(positive, int(SPARE * n * len(some) / chunks.tok)), score)
-        parts.append(_support(chunks.d_sae, [_above(score, floor)]))
+            guess = backend_of(positive).nth_largest(positive, max(1, int(SPARE * n * len(some) / chunks.tok)))
+        parts.append(_support(chunks.d_sae, [_above(score, _floor(guess, score))]))
         found += len(parts[-1].latent)
         if found > 8 * n:
             return None
-    if found < n and floor[0] > 0:
+    if found < n and guess > 0:
         return None
     pool = Support.join(parts)
     return pool.subset(_by_batch(pool, pool.score, pool.start.new_tensor([n]))[0])

@@ -19,7 +19,8 @@ OTHERS = 0.4
 def corner(pre: PreActs, W_dec: Weights, among: LatentMask, k: int) -> Rows | None:
     """The k largest positive of some latents, decoded; None where so few fire that nonzeros are cheaper.
 
-    Products are made in the precision of the choice, in bf16 if that is coarser still.
+    Products are made in the precision of the choice, in bf16 if that is coarser still. Numbers that the first product
+    gave in 8 bits (`encode(again=)`) serve as they are: what is kept here is as exact as what it was chosen by.
     """
     n, dtype = int(among.sum()), pre.numbers
     if not n or k <= DENSE_ABOVE.get(dtype, OTHERS) * n:

@@ -165,10 +165,8 @@ def latent_totals(s: Support, value: Values) -> PerLatent:
 
 @torch.no_grad()
 def combined(per_latent: PerLatent, W: Weights) -> Tensor:
-    """per_latent @ W, read once by all threads."""
-    n = len(W)
-    few = torch.arange(65, device=W.device) * n // 64
-    return backend_of(W).sums(few, torch.arange(n, dtype=torch.int32, device=W.device), per_latent, W).sum(0)
+    """per_latent @ W."""
+    return backend_of(W).combined(per_latent, W)
 
 
 def _share(W: Tensor, d_sae: int | None = None) -> float:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 BLOCK = 2**19  # bytes of numbers that each thread makes at a time, to choose from them
 USUAL = 256  # hits per token for which there is room at once; for more, they are looked for again
+FEW = 64  # tokens for whom there is room for all
 
 _lock = threading.RLock()  # numba's fallback threading layer aborts the process when two threads call kernels
 
@@ -26,11 +27,15 @@ _lock = threading.RLock()  # numba's fallback threading layer aborts the process
 def run(kernel, *args):
     """Calls a kernel alone, on as many threads as torch uses."""
     with _lock:
-        threads = torch.get_num_threads()
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-        if torch.get_num_threads() != threads:  # numba starts its pool on first use, and libgomp's number is shared
-            torch.set_num_threads(threads)
+        wanted = torch.get_num_threads()
+        numba.set_num_threads(_threads())
+        if torch.get_num_threads() != wanted:  # numba starts its pool on first use, and libgomp's number is shared
+            torch.set_num_threads(wanted)
         return kernel(*(a.detach().contiguous().numpy() if isinstance(a, Tensor) else a for a in args))
+
+
+def _threads() -> int:
+    return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
 
 
 def product(rows: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
@@ -61,6 +66,12 @@ def totals(start: Tensor, value: Tensor) -> Tensor:
     out = value.new_empty(len(start) - 1)
     run(kernels.totals, start, value, out)
     return out
+
+
+def combined(per_latent: Tensor, W: Tensor) -> Tensor:
+    """per_latent @ W, the same bits whatever the number of threads: by as many rows as there are parts, then those."""
+    every = torch.arange(len(W), dtype=torch.int32)
+    return sums(torch.arange(PARTS + 1) * len(W) // PARTS, every, per_latent, W).sum(0)
 
 
 def transpose(start: Tensor, latent: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,7 +185,8 @@ def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _found_above(find: Callable, tok: int, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What `find` finds, one row after another. It is asked again where there was too little room."""
     bounds = _bounds(tok)
-    place, count, found = bounds * min(len(floor), USUAL), *(torch.empty(n, dtype=torch.long) for n in (tok, PARTS))
+    room = len(floor) if tok <= FEW else min(len(floor), USUAL)
+    place, count, found = bounds * room, *(torch.empty(n, dtype=torch.long) for n in (tok, PARTS))
     while True:
         latent, value = scratch((int(place[-1]),), torch.int32), scratch((int(place[-1]),), floor.dtype)
         find(bounds, place, latent, value, count, found)
@@ -194,7 +206,7 @@ def _bounds(tok: int) -> Tensor:
 def _blocks(d_sae: int) -> Tensor:
     """Room for each thread's numbers of a few tokens: they should fit its cache, and be worth reading the weights."""
     tokens = min(64, max(32, BLOCK // max(1, 2 * d_sae) // tiles.ROWS * tiles.ROWS))
-    return scratch((numba.config.NUMBA_NUM_THREADS, tokens, d_sae), torch.int16)
+    return scratch((_threads(), tokens, d_sae), torch.int16)
 
 
 def _operand(of: "Coarse") -> tuple:
@@ -205,7 +217,7 @@ def _operand(of: "Coarse") -> tuple:
 
 
 def nth_largest(score: Tensor, n: int) -> Tensor:
-    """The n-th largest of all positive scores; 0 where there are fewer."""
+    """The n-th largest of all positive scores, n at least 1; 0 where there are fewer."""
     bits = _bits((score if score.sum().isfinite() else _positive_nans(score)).contiguous())
     return torch.tensor(run(choosing.kth_largest, bits.view(-1), n), dtype=bits.dtype).view(score.dtype)
 
@@ -228,7 +240,7 @@ def reaches(start: Tensor, exact: Tensor, score: Tensor, keep: Tensor) -> tuple[
 def compact(start: Tensor, latent: Tensor, value: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The latents that `keep` marks, how many each token has, and their values."""
     count = torch.empty(len(start) - 1, dtype=torch.long)
-    out, kept = latent.new_empty(len(latent) + 1), value.new_empty(len(latent) + 1)
+    out, kept = torch.empty_like(latent), torch.empty_like(value)
     n = run(kernels.compact, start, keep, latent, value, count, out, kept)
     return out[:n], count, kept[:n]
 

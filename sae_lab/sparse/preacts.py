@@ -358,9 +358,9 @@ def encode(
 
     Args:
         choose_in: `torch.bfloat16` or `torch.int8` makes the dense product up to 4x or 5x cheaper where the CPU can
-            (int8 where it cannot: as x). The choice is made among a few more latents and then by exact values; where
-            rounding was too coarse for that, all is done again exactly. Kept values are exact in any case. Where fewer
-            are positive than may fire, one that rounding took to zero can be missed. None: as x.
+            (int8 where it cannot: as x). The choice is made among a few more latents and then by exact values; tokens
+            for which rounding was too coarse choose again exactly. Kept values are exact in any case. Where fewer are
+            positive than may fire, one that rounding took to zero can be missed. None: as x.
         again: the `among` of a second choice, which then costs no second product.
 
     Raises:

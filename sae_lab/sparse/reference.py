@@ -34,6 +34,11 @@ def totals(start: Tensor, value: Tensor) -> Tensor:
     return value.new_zeros(len(start) - 1).index_add(0, _row(start), value)
 
 
+def combined(per_latent: Tensor, W: Tensor) -> Tensor:
+    """per_latent @ W."""
+    return per_latent @ W
+
+
 def transpose(start: Tensor, latent: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sorts the nonzeros by latent: where each latent starts, the tokens, and the old places."""
     order = latent.sort(stable=True).indices
@@ -106,9 +111,9 @@ def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def nth_largest(score: Tensor, n: int) -> Tensor:
-    """The n-th largest of all positive scores; 0 where there are fewer."""
+    """The n-th largest of all positive scores, n at least 1; 0 where there are fewer."""
     score = score.reshape(-1).clamp(min=0)
-    return score.sort(descending=True).values[n - 1] if 0 < n <= len(score) else score.new_zeros(())
+    return score.sort(descending=True).values[n - 1] if n <= len(score) else score.new_zeros(())
 
 
 def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:

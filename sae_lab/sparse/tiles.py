@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 from .choosing import find_row, half_bits, select
 from .kernels import PARTS, jit
 
-_named = numba.config.CPU_NAME or numba.config.CPU_FEATURES  # code may be for another CPU then
-HAS = {} if _named else llvmlite.binding.get_host_cpu_features()
+_other = numba.config.CPU_NAME or numba.config.CPU_FEATURES or not numba.config.ENABLE_AVX  # code is not for this CPU
+HAS = {} if _other else llvmlite.binding.get_host_cpu_features()
 WIDE = 16 if HAS.get("avx512vnni") and HAS.get("avx512f") else 8  # int32 in a register
 SUPPORTED = WIDE == 16 or bool(HAS.get("avxvnni"))
 ROWS, ACROSS = (
