@@ -20,7 +20,7 @@ import torch
 
 from . import plots
 from .harvest import activations
-from .knobs import check, knob
+from .knobs import Checked, knob
 from .models import load_model
 from .peers import peers
 from .saes import REGISTRY, SAE, Batch, build, variant
@@ -69,7 +69,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class BenchStep:
+class BenchStep(Checked):
     """Whole training steps (objective, backward, clipping, Adam, unit norm) of variants at equal L0."""
 
     variants: tuple[str, ...] = knob((), help="variants to time; none named: all that are trained")
@@ -86,7 +86,7 @@ class BenchStep:
     )
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.peers and self.device != "cpu":
             raise ValueError(f"peers take their steps on the CPU: device={self.device!r} cannot be timed beside them.")
         for shape in self.shapes:
@@ -123,7 +123,7 @@ class BenchStep:
 
 
 @dataclass(frozen=True)
-class BenchScaling:
+class BenchScaling(Checked):
     """One variant's step over two decades of tokens or of latents; a slope of 1 is time in proportion."""
 
     over: str = knob("d_sae", choices=("tokens", "d_sae"), help="what grows")
@@ -133,9 +133,6 @@ class BenchScaling:
     d_in: int = knob(512, 1, 2**16, "width of the activation")
     k: int = knob(32, 1, 512, "latents per token")
     rounds: int = knob(3, 1, 10_000, "turns of each size")
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def run(self) -> Bench:
         """Raises KeyError for an unknown variant."""
@@ -153,7 +150,7 @@ class BenchScaling:
 
 
 @dataclass(frozen=True)
-class BenchHarvest:
+class BenchHarvest(Checked):
     """Reading one site, beside a plain forward pass of the model that is cut behind it."""
 
     model: str = knob("tiny", help="the model: tiny, a folder or a hub name")
@@ -161,9 +158,6 @@ class BenchHarvest:
     rows: int = knob(32, 1, 2**20, "rows of text")
     width: int = knob(128, 1, 2**20, "tokens in a row")
     rounds: int = knob(25, 1, 10_000, "turns of each way")
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def run(self) -> Bench:
         """Raises ValueError for a site that the model lacks."""
@@ -179,7 +173,7 @@ class BenchHarvest:
 
 
 @dataclass(frozen=True)
-class BenchTraining:
+class BenchTraining(Checked):
     """Harvest alone, steps alone, and both together; a turn is 32,768 tokens: one forward pass fills many batches."""
 
     model: str = knob("tiny", help="the model: tiny, a folder or a hub name")
@@ -189,9 +183,6 @@ class BenchTraining:
     k: int = knob(32, 1, 512, "latents per token")
     batch: int = knob(4096, 1, 2**20, "tokens per step")
     rounds: int = knob(7, 1, 10_000, "turns of each way")
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def run(self) -> Bench:
         """Raises KeyError for an unknown variant, ValueError for a site that the model lacks."""

@@ -117,27 +117,18 @@ def recover(
         "neurons": lambda page: _of_neurons(page.acts[hidden], page.acts[site]),
     }
     concepts = world.concepts()
-    names, parts = tuple(c.name for c in concepts), {}
-    for split in ("validation", "test"):
-        blocks = held_out(lm, "world", split, seed, **options)
-        parts[split] = _collect(sae, lm, blocks, [site, hidden], units, names, tokens)
-    recoveries = {}
-    for name in (*units, "matched"):
-        choice_on, labels, _ = parts["validation"]
-        score_on, truth, doc = parts["test"]
-        pick = _matched(parts["validation"][0], seed) if name == "matched" else None
-        kind = "latents" if name == "matched" else name
-        a, b = choice_on[kind], score_on[kind]
-        a, b = (a.only(pick), b.only(pick)) if pick is not None else (a, b)
-        recoveries[name] = score(b, truth, choose(a, labels), doc, names)
-    about = {"site": str(site), "tokens": len(parts["test"][2]), "seed": seed, "k of random": k}
-    about |= {f"{name} candidates": recoveries_units(parts, name) for name in units}
+    names = tuple(c.name for c in concepts)
+    (chosen_on, labels, _), (scored_on, truth, doc) = (
+        _collect(sae, lm, held_out(lm, "world", split, seed, **options), [site, hidden], units, names, tokens)
+        for split in ("validation", "test")
+    )
+    few = _matched(chosen_on, seed)
+    for firings in (chosen_on, scored_on):
+        firings["matched"] = firings["latents"].only(few)
+    recoveries = {n: score(f, truth, choose(chosen_on[n], labels), doc, names) for n, f in scored_on.items()}
+    about = {"site": str(site), "tokens": len(doc), "seed": seed, "k of random": k}
+    about |= {f"{name} candidates": chosen_on[name].units for name in units}
     return Concepts(recoveries, tuple(c.kind if c.leaf else "inner" for c in concepts), about)
-
-
-def recoveries_units(parts: dict, name: str) -> int:
-    """How many units of a kind there were to choose from."""
-    return parts["validation"][0][name].units
 
 
 def _matched(firings: dict[str, Firings], seed: int) -> np.ndarray:

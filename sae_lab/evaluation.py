@@ -30,16 +30,7 @@ class Evaluation:
     """The numbers of one SAE at one site.
 
     Attributes:
-        fvu: squared error over variance of the whole set; 0 is perfect, 1 is no better than the mean.
-        l0: latents active per token.
-        cosine: of reconstruction and activation, mean over tokens.
-        ce_clean: cross-entropy of the untouched model, nats per token; `ce_spliced` with the SAE in place, `ce_zero`
-            and `ce_mean` with zeros or the mean activation in its place.
-        ce_increase: ce_spliced - ce_clean, nats per token.
-        ce_recovered: 1 where splicing costs nothing, 0 where it is as bad as zeros; `ce_recovered_mean`: as the mean.
-        kl: KL(clean || spliced), nats per token.
-        dead: share of latents silent on all tokens of this evaluation; its interval can only reach up.
-        dense: share of latents that fire on more than a tenth of the tokens.
+        fvu ... dense: the numbers, each with its interval; `MEANS` says what they are.
         density: share of tokens on which each latent fires.
         about: what was measured on: site, split, tokens, documents.
     """
@@ -137,13 +128,14 @@ def evaluate(
     mean = torch.as_tensor(sums.sums["y"].sum(0) / n, dtype=lm.dtype, device=lm.device)
     cost = _splice(sae, lm, site, blocks, spliced, mean)
     density = counts / n
+    dense = float((density > DENSE).mean())  # of all latents there are, not of a sample
     about = {"site": str(site), "split": split, "tokens": int(n), "documents": sums.docs, "model": lm.name}
     about |= {"spliced_tokens": int(cost.sums["n"].sum()), "seed": seed}
     return Evaluation(
         **{name: sums.estimate(f) for name, f in RECONSTRUCTION.items()},
         **{name: cost.estimate(f) for name, f in COST.items()},
         dead=_dead(fired, sums.docs, sae.cfg.d_sae),
-        dense=sums_of_latents(density > DENSE),
+        dense=Estimate(dense, dense, dense),
         density=density,
         about=about,
     )
@@ -236,12 +228,6 @@ def _dead(fired: np.ndarray, docs: int, d_sae: int, n: int = 200) -> Estimate:
         drawn[rng.integers(docs, size=docs)] = True
         shares.append(asleep(drawn))
     return Estimate(value, value, float(max(value, np.quantile(shares, 0.975))))
-
-
-def sums_of_latents(mask: np.ndarray) -> Estimate:
-    """A share of latents; latents are all there are, not a sample, so the interval is the value."""
-    share = float(mask.mean())
-    return Estimate(share, share, share)
 
 
 def _numpy(t: Tensor) -> np.ndarray:

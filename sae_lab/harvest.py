@@ -167,7 +167,7 @@ class Activations:
         self._fresh = self._read(*self._at)
         self._ring = self._empty(self.buffer)
         self._refill(torch.arange(self.buffer))
-        self._statistics = {site: _measured(self._ring[site]) for site in self._stored}
+        self._statistics = {site: Statistics.of(self._ring[site]) for site in self._stored}
 
     def _size_for(self, n: int) -> None:
         """Makes the ring a multiple of the batch, at least two: rows past the end would never be served."""
@@ -292,17 +292,6 @@ def activations(
     named = {k: getattr(v, "__name__", v) for k, v in options.items() if k in ("column", "where")}
     about = {"seed": seed, "split": split} | named
     return Activations(lm, wanted, blocks, seed, buffer, frozenset(needs), about)
-
-
-def _measured(x: Tensor) -> Statistics:
-    """Sums in float64, a piece at a time."""
-    n, square, norm, total = len(x), 0.0, 0.0, torch.zeros(x.shape[1], dtype=torch.float64)
-    for part in x.split(8192):
-        part = part.double()
-        squares = part.square().sum(-1)
-        square, norm = square + float(squares.sum()), norm + float(squares.sqrt().sum())
-        total += part.sum(0).cpu()
-    return Statistics(norm / n, square / n, (total / n).float().to(x.device), n)
 
 
 def _stack(parts: list[Tensor], value: int) -> Tensor:

@@ -62,19 +62,13 @@ class DocSums:
         self.docs = max(self.docs, int(doc.max()) + 1)
         starts = np.flatnonzero(np.diff(doc, prepend=doc[0] - 1))  # runs of one document
         for name, column in columns.items():
-            total = self._room(name, column.shape[1:])
+            total = np.zeros((self.docs, *column.shape[1:]))
+            if name in self.sums:
+                total[: len(self.sums[name])] = self.sums[name]
             np.add.at(total, doc[starts], np.add.reduceat(column.astype(np.float64), starts, axis=0))
+            self.sums[name] = total
 
     def estimate(self, statistic: Callable[[dict[str, np.ndarray]], np.ndarray], n: int = 1000) -> Estimate:
         """A statistic of the column sums (arrays with one row per draw) and its interval."""
         weights = draws(self.docs, n)
-        return interval(statistic({name: weights @ total[: self.docs] for name, total in self.sums.items()}))
-
-    def _room(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        have = self.sums.get(name)
-        if have is None or len(have) < self.docs:
-            grown = np.zeros((max(1024, 2 * self.docs), *shape))
-            if have is not None:
-                grown[: len(have)] = have
-            self.sums[name] = grown
-        return self.sums[name]
+        return interval(statistic({name: weights @ total for name, total in self.sums.items()}))

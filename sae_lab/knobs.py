@@ -7,7 +7,9 @@ One declaration is the default, the allowed range, the help text, the saved conf
 """
 
 import types
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -20,9 +22,9 @@ def knob(default: Any, low=None, high=None, help: str = "", choices: tuple = ())
     Raises:
         ValueError: if `default` lies outside `[low, high]` or is none of `choices`.
     """
-    shown = Knob("default", object, default, low, high, help, tuple(choices))
-    shown.check(default)
-    return field(default=default, metadata={"low": low, "high": high, "help": help, "choices": tuple(choices)})
+    meta = {"low": low, "high": high, "help": help, "choices": tuple(choices)}
+    Knob("default", object, default, **meta).check(default)
+    return field(default=default, metadata=meta)
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Knob:
     name: str
     kind: type
     default: object
-    low: int | float | None
-    high: int | float | None
-    help: str
+    low: int | float | None = None
+    high: int | float | None = None
+    help: str = ""
     choices: tuple = ()
     optional: bool = False
 
@@ -74,6 +76,19 @@ def check(config: Any) -> None:
         row.check(value)
 
 
+class Checked:
+    """A config that checks its values against their knobs when it is made."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """ " Did you mean ...?" where a known name is near, else nothing."""
+    close = get_close_matches(name, list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
 def plain(value: Any) -> Any:
     """numpy's numbers as Python's own, which JSON knows."""
     if isinstance(value, bool | int | float) or not isinstance(value, Real):
@@ -85,16 +100,5 @@ def _row(f: Field, hint: Any) -> Knob:
     optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
     if optional:
         (hint,) = (a for a in get_args(hint) if a is not type(None))
-    kind = get_origin(hint) or hint
     default = None if f.default is MISSING else f.default
-    meta = f.metadata
-    return Knob(
-        f.name,
-        kind,
-        default,
-        meta.get("low"),
-        meta.get("high"),
-        meta.get("help", ""),
-        meta.get("choices", ()),
-        optional,
-    )
+    return Knob(f.name, get_origin(hint) or hint, default, optional=optional, **f.metadata)

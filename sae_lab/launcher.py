@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .knobs import check, knob
+from .knobs import Checked, knob
 from .runs import UNFINISHED, Run, RunInUse, find_runs, fresh, lives
+from .saes import build, configured, variant
 from .training import Step, TrainConfig, train
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def _reap() -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Checked):
     """What to train on what: all that a detached process needs to know."""
 
     variant: str = knob("batchtopk", help="which SAE")
@@ -51,9 +52,6 @@ class Job:
     evaluation: int = knob(200_000, 0, 10**10, "held-out tokens to measure the SAE on at the end; 0: none")
     sae: dict = field(default_factory=dict, metadata={"help": "the variant's own knobs: d_sae, k ..."})
     train: TrainConfig = field(default_factory=TrainConfig, metadata={"help": "the knobs of the training"})
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @classmethod
     def of(cls, **knobs: Any) -> "Job":
@@ -84,7 +82,6 @@ def run_job(job: Job) -> Iterator[Step]:
         ValueError, KeyError, TypeError, FileNotFoundError: for what a job can ask wrongly; the message says what.
     """
     from .reading import held_out
-    from .saes import build
 
     run = Run(job.run or fresh(f"runs/{job.variant}-{job.site}"))
     lm, source = _stream(job)
@@ -110,7 +107,6 @@ def _stream(job: Job) -> tuple[Any, Any]:
         return None, Planted(site=job.site, seed=job.text_seed)
     from .harvest import GIVEN, activations
     from .models import load_model
-    from .saes import variant
 
     lm, needs = load_model(job.model, device=job.device, dtype=job.dtype), variant(job.variant).needs & GIVEN
     reading = {"text": job.text, "column": job.column, "seed": job.text_seed, "context": job.context}
@@ -119,11 +115,6 @@ def _stream(job: Job) -> tuple[Any, Any]:
 
 class Launched(Run):
     """A run with a process of its own. `run.log`, `run.status`, `run.sae`, `run.eval` read what it writes."""
-
-    @property
-    def run(self) -> Run:
-        """The folder alone."""
-        return Run(self.folder)
 
     @property
     def alive(self) -> bool:
@@ -154,7 +145,10 @@ class Launched(Run):
             RuntimeError: if no process is at work, or it is past its training.
             TimeoutError: if it has not paused after `timeout` seconds; it still will.
         """
-        self._must_live("pause")
+        if not self.alive or self.status["state"] == "evaluating":
+            raise RuntimeError(
+                f"Cannot pause {str(self.folder)!r}: no process is training it, it is {self.status['state']}."
+            )
         self.control("pause")
         if not self._until(lambda state: state == "paused" or not self.alive, timeout):
             raise TimeoutError(f"{self!r} has not paused after {timeout} s; it will after the step in progress.")
@@ -189,12 +183,6 @@ class Launched(Run):
             raise TimeoutError(f"{self!r} has not stopped after {timeout} s; it will after the step in progress.")
         return self
 
-    def _must_live(self, verb: str) -> None:
-        if not self.alive or self.status["state"] == "evaluating":
-            raise RuntimeError(
-                f"Cannot {verb} {str(self.folder)!r}: no process is training it, it is {self.status['state']}."
-            )
-
     def _until(self, holds: Any, timeout: float | None) -> bool:
         """Whether `holds(state)` came true in time."""
         end = None if timeout is None else time.monotonic() + timeout
@@ -216,8 +204,6 @@ def launch(job: Job | None = None, **knobs: Any) -> Launched:
         ValueError, TypeError, KeyError: for what a job can ask wrongly; for a variant that only this process knows.
         RunInUse: if a process is at work in that folder.
     """
-    from .saes import configured, variant
-
     if job and knobs:
         raise TypeError(f"launch() takes a job or knobs, not both: put {', '.join(knobs)} into the job.")
     job = job or Job.of(**knobs)
@@ -243,33 +229,11 @@ def ps(folder: str | Path = "runs") -> "pd.DataFrame":
 
     rows = []
     for run in find_runs(folder):
-        status, log = run.status, [row for row in run.rows if "fvu" in row]
-        last = log[-1] if log else {}
-        rows.append(
-            {
-                "run": str(run.folder),
-                **{key: status.get(key) for key in ("state", "step", "steps", "rate", "eta")},
-                **{key: last.get(key) for key in ("fvu", "l0", "dead")},
-                "pid": status.get("pid") if run.alive else None,
-            }
-        )
+        status, last = run.status, next((row for row in reversed(run.rows) if "fvu" in row), {})
+        shown = {key: last.get(key) for key in ("fvu", "l0", "dead")}
+        rows.append(status | shown | {"run": str(run.folder), "pid": status.get("pid") if run.alive else None})
     columns = ["run", "state", "step", "steps", "rate", "eta", "fvu", "l0", "dead", "pid"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def pause(folder: str | Path) -> Launched:
-    """`Launched(folder).pause()`."""
-    return Launched(folder).pause()
-
-
-def resume(folder: str | Path) -> Launched:
-    """`Launched(folder).resume()`."""
-    return Launched(folder).resume()
-
-
-def stop(folder: str | Path) -> Launched:
-    """`Launched(folder).stop()`."""
-    return Launched(folder).stop()
 
 
 def _start(run: Launched) -> Launched:

@@ -7,7 +7,6 @@ library's own trainer as its documentation uses it, on the same activations, wit
 """
 
 import sys
-import time
 
 
 def sae_lens(x, d_sae, k):
@@ -69,9 +68,8 @@ def main(library, *numbers):
     step()
     print("ready", file=answers, flush=True)
     for _ in sys.stdin:
-        begin = time.perf_counter()
         step()
-        print(time.perf_counter() - begin, file=answers, flush=True)
+        print("done", file=answers, flush=True)
 
 
 if __name__ == "__main__":

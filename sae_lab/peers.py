@@ -39,8 +39,8 @@ def peer(library: str, shape: tuple[int, int, int, int]) -> Iterator[Callable[[]
         subprocess.Popen(command, text=True, bufsize=1, stderr=said, **pipes) as process,
     ):
         try:
-            _line(process, library, said)
-            yield lambda: _step(process, library, said)
+            _answer(process, library, said)
+            yield lambda: _answer(process, library, said, b"\n")
         finally:
             process.kill()
 
@@ -55,9 +55,7 @@ def environment(library: str) -> Path:
         ours = torch.__version__.partition("+")[0]
         _run(library, sys.executable, "-m", "venv", folder)
         _run(library, python, "-m", "pip", "install", "-q", f"torch=={ours}", f"{library}=={LIBRARIES[library]}")
-        _run(
-            library, python, "-m", "pip", "uninstall", "-q", "-y", "torchvision"
-        )  # built for another torch, not needed
+        _run(library, python, "-m", "pip", "uninstall", "-q", "-y", "torchvision")  # built for another torch
         done.touch()
     return python
 
@@ -68,16 +66,10 @@ def _run(library: str, *command: object) -> None:
         raise RuntimeError(f"{library} could not be installed; leave it out with no --peers.\n{done.stderr[-2000:]}")
 
 
-def _step(process: subprocess.Popen, library: str, said: IO[str]) -> None:
-    with suppress(BrokenPipeError):  # it has ended: `_line` says why
-        os.write(process.stdin.fileno(), b"\n")  # unbuffered: what could not be sent would be tried again on closing
-    _line(process, library, said)
-
-
-def _line(process: subprocess.Popen, library: str, said: IO[str]) -> str:
-    line = process.stdout.readline()
-    if not line:
+def _answer(process: subprocess.Popen, library: str, said: IO[str], told: bytes = b"") -> None:
+    with suppress(BrokenPipeError):  # it has ended: what follows says why
+        os.write(process.stdin.fileno(), told)  # unbuffered: what could not be sent would be tried again on closing
+    if not process.stdout.readline():
         process.wait()
         said.seek(0)
         raise RuntimeError(f"{library} ended before its step was done.\n{said.read()[-2000:]}")
-    return line

@@ -8,7 +8,6 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-INK, PALE = "#24292f", "#d0d7de"
 COLOURS = ("#0b6e99", "#d9730d", "#4d7c0f", "#ad1a72", "#64748b", "#b8860b")
 TERMS = {"fvu": "FVU", "l0": "L0 (latents per token)", "dead": "dead latents", "lr": "learning rate"}
 
@@ -58,23 +57,6 @@ def densities(density: np.ndarray) -> go.Figure:
         title_text=f"log10 share of tokens ({len(alive):,} latents; {len(density) - len(alive):,} silent)"
     )
     figure.update_yaxes(title_text="latents")
-    return style(figure)
-
-
-def bars(table: pd.DataFrame, x: str, y: str, low: str, high: str, colour: str | None = None) -> go.Figure:
-    """Bars with intervals, grouped by `colour`."""
-    figure = go.Figure()
-    for i, (name, rows) in enumerate(table.groupby(colour, sort=False) if colour else [("", table)]):
-        spread = {
-            "array": rows[high] - rows[y],
-            "arrayminus": rows[y] - rows[low],
-            "thickness": 1.2,
-            "color": "#6e7781",
-        }
-        figure.add_bar(
-            x=rows[x], y=rows[y], error_y=spread, name=str(name), marker={"color": COLOURS[i]}, showlegend=bool(colour)
-        )
-    figure.update_yaxes(title_text=y, rangemode="tozero")
     return style(figure)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from . import shapes
@@ -45,9 +46,14 @@ class Statistics:
 
     @classmethod
     def of(cls, x: shapes.Rows) -> "Statistics":
-        """Those of a sample, summed in float64."""
-        norm = x.double().norm(dim=1)
-        return cls(norm.mean().item(), norm.square().mean().item(), x.double().mean(0).to(x.dtype), len(x))
+        """Those of a sample, summed in float64, a piece at a time."""
+        n, square, norm, total = len(x), 0.0, 0.0, torch.zeros(x.shape[1], dtype=torch.float64)
+        for part in x.split(8192):
+            part = part.double()
+            squares = part.square().sum(-1)
+            square, norm = square + float(squares.sum()), norm + float(squares.sqrt().sum())
+            total += part.sum(0).cpu()
+        return cls(norm / n, square / n, (total / n).float().to(x.device), n)
 
 
 @runtime_checkable

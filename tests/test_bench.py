@@ -172,7 +172,7 @@ def test_a_peer_that_dies_between_two_steps_says_why(tmp_path):
     with (tmp_path / "said").open("w+") as said, subprocess.Popen(command, text=True, stderr=said, **pipes) as process:
         process.wait()
         with pytest.raises(RuntimeError, match="out of memory"):
-            peers._step(process, "a library", said)
+            peers._answer(process, "a library", said, b"\n")
 
 
 def test_peers_are_not_timed_beside_another_device():

@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     as_json = "--json" in rest
     return guarded(
-        lambda: import_module(f"{__name__}.commands").COMMANDS[verb]([a for a in rest if a != "--json"], as_json)
+        lambda: getattr(import_module(f"{__name__}.commands"), f"run_{verb}")(
+            [a for a in rest if a != "--json"], as_json
+        )
     )
 
 

@@ -3,16 +3,17 @@
 import inspect
 import shlex
 from collections.abc import Callable, Collection
-from dataclasses import MISSING, Field, field, fields, make_dataclass
+from dataclasses import Field, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import pandas as pd
 import tyro
 
 from ..bench import BenchHarvest, BenchScaling, BenchStep, BenchTraining
 from ..evaluation import evaluate
 from ..knobs import knob
-from ..launcher import Job, launch, pause, ps, resume, run_job, stop
+from ..launcher import Job, Launched, launch, ps, run_job
 from ..library import load_sae
 from ..models import load_model
 from ..report import Section, write_page
@@ -33,12 +34,9 @@ def options(name: str, *configs: type, doc: str = "", hidden: Collection[str] = 
         hints = get_type_hints(config)
         for f in fields(config):
             if f.name not in hidden and f.name not in rows:
-                rows[f.name] = (f.name, _helped(hints[f.name], f), _default(f))
+                rows[f.name] = (f.name, _helped(hints[f.name], f), field(default=f.default))
     rows |= {key: (key, kind, value) for key, (kind, value) in more.items()}
-    required_first = sorted(rows.values(), key=lambda row: row[2].default is not MISSING)
-    made = make_dataclass(name, required_first, frozen=True)
-    made.__doc__ = doc
-    return made
+    return make_dataclass(name, rows.values(), frozen=True, kw_only=True, namespace={"__doc__": doc})
 
 
 def parsed(kind: type, argv: list[str], verb: str) -> Any:
@@ -54,10 +52,6 @@ def _helped(kind: Any, f: Field) -> Any:
     low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
     reach = f" [{low:g} to {high:g}]" if low is not None else f" [{', '.join(choices)}]" if choices else ""
     return Annotated[kind, tyro.conf.arg(help=f.metadata.get("help", "") + reach)]
-
-
-def _default(f: Field) -> Any:
-    return field(default=f.default) if f.default is not MISSING else field()
 
 
 def run_quickstart(argv: list[str], as_json: bool) -> None:
@@ -76,8 +70,7 @@ def run_train(argv: list[str], as_json: bool) -> None:
     given = vars(
         parsed(options("TrainOptions", Job, chosen.Config, TrainConfig, doc=doc, **extra), rest, f"train {name}")
     )
-    detach, given = given["detach"], {key: value for key, value in given.items() if key != "detach"}
-    run = Run(given.pop("run") or fresh(f"runs/{name}-{given['site']}"))
+    detach, run = given.pop("detach"), Run(given.pop("run") or fresh(f"runs/{name}-{given['site']}"))
     job = Job.of(variant=name, run=str(run.folder), **given)
     if detach:
         launch(job)
@@ -127,7 +120,7 @@ def run_ps(argv: list[str], as_json: bool) -> None:
     say(rows, as_json, table.to_string(index=False) if len(table) else "No runs here.")
 
 
-def steered(verb: str, act: Callable[[str], Any]) -> Callable[[list[str], bool], None]:
+def steered(verb: str) -> Callable[[list[str], bool], None]:
     """pause, resume, stop: one run, by its folder."""
 
     def command(argv: list[str], as_json: bool) -> None:
@@ -135,7 +128,7 @@ def steered(verb: str, act: Callable[[str], Any]) -> Callable[[list[str], bool],
         folder = parsed(made, argv, verb).run
         if not Run(folder).exists:
             raise FileNotFoundError(f"No run in {folder!r}. `sae-lab runs` lists those there are.")
-        act(folder)
+        getattr(Launched(folder), verb)()
         say({"run": folder, "status": Run(folder).status}, as_json, repr(Run(folder)))
 
     return command
@@ -171,8 +164,6 @@ def _numbers(run: Run) -> dict[str, Any]:
 
 
 def _table(rows: list[dict]) -> str:
-    import pandas as pd
-
     return pd.DataFrame(rows).to_string(index=False, float_format=lambda v: f"{v:.4g}") if rows else ""
 
 
@@ -186,15 +177,4 @@ def _shown(run: Run) -> str:
     return "\n".join([repr(run), *rows])
 
 
-COMMANDS: dict[str, Callable[[list[str], bool], None]] = {
-    "quickstart": run_quickstart,
-    "train": run_train,
-    "evaluate": run_evaluate,
-    "runs": run_runs,
-    "bench": run_bench,
-    "variants": run_variants,
-    "ps": run_ps,
-    "pause": steered("pause", pause),
-    "resume": steered("resume", resume),
-    "stop": steered("stop", stop),
-}
+run_pause, run_resume, run_stop = map(steered, ("pause", "resume", "stop"))

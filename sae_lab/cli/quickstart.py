@@ -9,7 +9,7 @@ from typing import Any
 from ..concepts import Concepts, recover
 from ..evaluation import Evaluation, evaluate
 from ..harvest import activations
-from ..knobs import check, knob
+from ..knobs import Checked, knob
 from ..models import LM, load_model
 from ..plots import curves
 from ..report import Section, Tokens, write_page
@@ -24,7 +24,7 @@ SHOWN = 8  # concepts whose contexts the report shows
 
 
 @dataclass(frozen=True)
-class Quickstart:
+class Quickstart(Checked):
     """The knobs of the first run."""
 
     model: str = knob("tiny", help="the model: tiny, a folder or a hub name")
@@ -38,9 +38,6 @@ class Quickstart:
     held_out: int = knob(200_000, 2_000, 10**9, "test tokens to measure on")
     folder: str = knob("runs/quickstart", help="run folder; a number is added where it is taken")
     seed: int = knob(0, 0, 2**31 - 1, "seed of everything")
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,8 @@ class Findings:
 
 def quickstart(options: Quickstart) -> Findings:
     """Trains, measures, steers and writes the report."""
-    watch = Watch()
-    with watch("load"):
+    seconds: dict[str, float] = {}
+    with timed(seconds, "load"):
         lm = load_model(options.model)
         source = activations(lm, options.site, text="world", seed=options.seed, context=options.context)
         sae = build("batchtopk", d_in=lm.d_in(options.site), d_sae=options.d_sae, k=options.k, seed=options.seed)
@@ -79,41 +76,35 @@ def quickstart(options: Quickstart) -> Findings:
     run = Run(options.folder)
     if run.trained or run.alive:
         run = Run(fresh(options.folder))
-    with watch("train"):
+    with timed(seconds, "train"):
         knobs = {"tokens": options.tokens, "batch": options.batch, "lr": options.lr, "seed": options.seed}
         for _ in watched(train(sae, source, run=run.folder, about={"model": options.model}, **knobs), "train"):
             pass
-    with watch("evaluate"):
+    with timed(seconds, "evaluate"):
         evaluation = evaluate(sae, lm, tokens=options.held_out, spliced=min(16_384, options.held_out))
         run.write_eval(evaluation.to_json())
         note(repr(evaluation))
-    with watch("concepts"):
+    with timed(seconds, "concepts"):
         concepts = recover(sae, lm, tokens=min(65_536, options.held_out), context=options.context)
         note(repr(concepts))
         best = concepts.named.head(SHOWN)
         shown = contexts(sae, lm, list(dict.fromkeys(best.latent)), n=3, tokens=32_768)
-    with watch("steer"):
+    with timed(seconds, "steer"):
         aim = target(sae, lm, concepts.table)
         steering = experiment(sae, lm, int(aim.latent), aim.concept)
         note(repr(steering))
-    found = Findings(run, sae, evaluation, concepts, steering, shown, watch.seconds)
-    with watch("report"):
+    found = Findings(run, sae, evaluation, concepts, steering, shown, seconds)
+    with timed(seconds, "report"):
         write_page(run.folder / "report.html", "A first sparse autoencoder", subtitle(found, lm), sections(found))
-    note(f"{run.folder / 'report.html'} after {sum(watch.seconds.values()):.0f} s")
+    note(f"{run.folder / 'report.html'} after {sum(seconds.values()):.0f} s")
     return found
 
 
-class Watch:
-    """Seconds per part of the run."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[part] = round(time.perf_counter() - start, 2)
+@contextmanager
+def timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[part] = round(time.perf_counter() - start, 2)
 
 
 def subtitle(found: Findings, lm: LM) -> str:

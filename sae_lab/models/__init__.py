@@ -3,5 +3,3 @@
 from sae_lab.models.generation import Edit, Generation
 from sae_lab.models.lm import LM, Splice
 from sae_lab.models.loading import load_model
-
-__all__ = ["LM", "Edit", "Generation", "Splice", "load_model"]

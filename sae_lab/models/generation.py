@@ -27,7 +27,6 @@ class Edit:
     vector: Direction
     strength: float | Callable[[Acts], Tensor] = 1.0
     prompt: bool = True
-    name: str | None = None
 
     def added(self, x: Acts) -> Acts:
         """What is added to activations `x`."""
@@ -170,11 +169,8 @@ class _Draw:
 def _changes(rows: list[tuple[Edit, ...]], where: Mask, prompt: bool) -> dict[Site, Callable]:
     """One change per site, in which every row gets its own edits."""
     active = [(r, e) for r, row in enumerate(rows) for e in row if e.prompt or not prompt]
-    return {site: _change([(r, e) for r, e in active if Site(e.site) == site], where) for site in _sites(active)}
-
-
-def _sites(active: list[tuple[int, Edit]]) -> set[Site]:
-    return {Site(e.site) for _, e in active}
+    sites = {Site(e.site) for _, e in active}
+    return {site: _change([(r, e) for r, e in active if Site(e.site) == site], where) for site in sites}
 
 
 def _change(edits: list[tuple[int, Edit]], where: Mask) -> Callable[[Tensor, Tensor], Tensor]:

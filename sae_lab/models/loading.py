@@ -96,7 +96,8 @@ def _check_family(name: str | Path, config: Any) -> None:
     with torch.device("meta"):
         empty = _ask(name, lambda: AutoModelForCausalLM.from_config(config))
     layers = getattr(getattr(empty, "model", None), "layers", None)
-    lacks = "model.layers" if not layers else next((p for p in _PARTS if not _has(layers[0], p)), None)
+    parts = dict(layers[0].named_modules()) if layers else {}
+    lacks = next((p for p in _PARTS if p not in parts), None) if layers else "model.layers"
     if not lacks and "RMSNorm" not in type(layers[0].input_layernorm).__name__:
         lacks = "RMSNorm"
     if lacks:
@@ -104,14 +105,6 @@ def _check_family(name: str | Path, config: Any) -> None:
             f"{name} is a {type(empty).__name__}, which is not built like a Llama (no {lacks}): sites would not mean "
             f"what they say. Models of the Llama family work: {FAMILY}."
         )
-
-
-def _has(layer: torch.nn.Module, path: str) -> bool:
-    for part in path.split("."):
-        if not hasattr(layer, part):
-            return False
-        layer = getattr(layer, part)
-    return True
 
 
 def _dtype(dtype: Any, device: torch.device) -> torch.dtype | str:

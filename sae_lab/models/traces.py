@@ -27,11 +27,7 @@ def wrap(module: torch.nn.Module, tokenizer: Any) -> TransformersModel:
 
 def mlp_norm(layer: Any) -> Any:
     """The normalisation in front of a layer's MLP: Gemma 2 and later name it differently from Llama."""
-    return (
-        layer.pre_feedforward_layernorm
-        if hasattr(layer, "pre_feedforward_layernorm")
-        else layer.post_attention_layernorm
-    )
+    return getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
 
 
 def normalised(m: Acts, eps: float) -> Acts:
@@ -119,15 +115,14 @@ def _get(layer: Any, site: Site, eps: float) -> Acts:
     return _output(layer, site.part).detach()
 
 
+def _place(layer: Any, part: str) -> tuple[Any, str]:
+    """The module at which a part stands, and on which side of it; a TC where its gradient is taken."""
+    module = {"R": layer, "A": layer.self_attn, "N": layer.mlp.down_proj}.get(part, layer.mlp)
+    return module, "input" if part in ("N", "TC") else "output"
+
+
 def _output(layer: Any, part: str) -> Tensor:
-    if part == "R":
-        out = layer.output
-    elif part == "A":
-        out = layer.self_attn.output
-    elif part == "N":
-        out = layer.mlp.down_proj.input
-    else:
-        out = layer.mlp.output
+    out = getattr(*_place(layer, part))
     return out[0] if isinstance(out, tuple) else out
 
 
@@ -141,38 +136,21 @@ def _put_all(layers: Any, changes: dict[Site, Change], eps: float) -> None:
         elif site.part == "M" and tc in changes:
             layer.mlp.output = changes[tc](read[tc], layer.mlp.output)
         if site != tc and site in changes:
-            _put(layer, site, changes[site])
+            _put(layer, site.part, changes[site])
 
 
-def _put(layer: Any, site: Site, change: Change) -> None:
-    if site.part == "N":
-        x = layer.mlp.down_proj.input
-        layer.mlp.down_proj.input = change(x, x)
-    elif site.part == "M":
-        out = layer.mlp.output
-        layer.mlp.output = change(out, out)
-    elif site.part == "A":
-        out = layer.self_attn.output
-        layer.self_attn.output = (change(out[0], out[0]), *out[1:])
-    else:
-        out = layer.output
-        layer.output = (change(out[0], out[0]), *out[1:]) if isinstance(out, tuple) else change(out, out)
+def _put(layer: Any, part: str, change: Change) -> Tensor:
+    """What stands at a part once it is changed."""
+    module, side = _place(layer, part)
+    out = getattr(module, side)
+    x = out[0] if isinstance(out, tuple) else out
+    new = change(x, x)
+    setattr(module, side, (new, *out[1:]) if isinstance(out, tuple) else new)
+    return new
 
 
 def _point(layer: Any, site: Site, leaf: bool) -> Tensor:
     """The tensor to differentiate at; a TC's is the MLP's input, whose gradient is then scaled by the norm's weight."""
-    x = layer.mlp.input if site.part == "TC" else _output(layer, site.part)
-    if not leaf:
-        return x
-    x = x.detach().requires_grad_(True)
-    if site.part == "TC":
-        layer.mlp.input = x
-    elif site.part == "N":
-        layer.mlp.down_proj.input = x
-    elif site.part == "M":
-        layer.mlp.output = x
-    elif site.part == "A":
-        layer.self_attn.output = (x, *layer.self_attn.output[1:])
-    else:
-        layer.output = x
-    return x
+    if leaf:
+        return _put(layer, site.part, lambda x, _: x.detach().requires_grad_(True))
+    return _output(layer, site.part)

@@ -5,18 +5,3 @@ from .files import Damaged, DiskFull
 from .lock import RunInUse, lives
 from .run import UNFINISHED, Run, find_runs, fresh
 from .store import read_sae, write_sae
-
-__all__ = [
-    "UNFINISHED",
-    "Checkpoint",
-    "Checkpoints",
-    "Damaged",
-    "DiskFull",
-    "Run",
-    "RunInUse",
-    "find_runs",
-    "fresh",
-    "lives",
-    "read_sae",
-    "write_sae",
-]

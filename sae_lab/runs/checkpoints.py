@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .files import Damaged, read_json, read_whole, room_for, sync_folder, write
+from .files import Damaged, read_json, read_whole, sync_folder, whole_folder, write
 from .tensors import read_tensors, write_tensors
 
 Files = Mapping[str, dict[str, Tensor]]  # file name without its ending -> its tensors
@@ -42,25 +42,10 @@ class Checkpoints:
         """Raises:
         DiskFull: and nothing has changed.
         """
-        with room_for(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            aside = self.folder / f".tmp-{point.step:08d}-{os.getpid()}"
-            shutil.rmtree(aside, ignore_errors=True)  # a killed process with the same number
-            aside.mkdir()
-        try:
-            sums = {f"{name}.safetensors": None for name in point.files}
-            for name, tensors in point.files.items():
-                sums[f"{name}.safetensors"] = write_tensors(aside / f"{name}.safetensors", tensors)
-            sums["state.json"] = write(aside / "state.json", json.dumps(point.state, indent=1).encode())
-            write(aside / "manifest.json", json.dumps({"step": point.step, "sha256": sums}, indent=1).encode())
-            sync_folder(aside)
-            target = self._at(point.step)
-            if target.exists():  # the same step again, after falling back behind it
-                os.rename(target, self._hidden("old", point.step))
-            os.rename(aside, target)
-            sync_folder(self.folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with whole_folder(self._at(point.step)) as new:
+            sums = {f"{n}.safetensors": write_tensors(new / f"{n}.safetensors", t) for n, t in point.files.items()}
+            sums["state.json"] = write(new / "state.json", json.dumps(point.state, indent=1).encode())
+            write(new / "manifest.json", json.dumps({"step": point.step, "sha256": sums}, indent=1).encode())
 
     def sums(self, step: int) -> dict[str, str]:
         """sha256 of each file, as the manifest has it."""
@@ -85,7 +70,7 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """The new name of a damaged checkpoint, which is kept for whoever wants to look."""
-        bad = self._hidden("bad", step)
+        bad = self.folder / f".bad-{step:08d}-{time.time_ns()}"
         os.rename(self._at(step), bad)
         sync_folder(self.folder)
         return bad
@@ -98,6 +83,3 @@ class Checkpoints:
 
     def _at(self, step: int) -> Path:
         return self.folder / f"{step:08d}"
-
-    def _hidden(self, why: str, step: int) -> Path:
-        return self.folder / f".{why}-{step:08d}-{time.time_ns()}"

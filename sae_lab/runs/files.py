@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,26 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to fill; it becomes `folder` once all is written, and what was there stays until then."""
+    new, old = (folder.absolute().with_name(f".{word}-{folder.name}-{time.time_ns()}") for word in ("tmp", "old"))
+    with room_for(folder):
+        new.mkdir(parents=True)
+    try:
+        yield new
+        sync_folder(new)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+        sync_folder(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():  # broken off between the two names
+            os.rename(old, folder)
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def read_whole(path: Path, sha256: str) -> bytes:

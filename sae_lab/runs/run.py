@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from ..saes import SAE
 from .checkpoints import Checkpoints
 from .files import Damaged, read_json, read_lines, replace, room_for, write_json
 from .lock import Lock, lives, whose
+from .store import read_sae
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from ..saes import SAE
 
 WANTED = ("run", "pause", "stop", "save")
 MAY_DIFFER = ("about", "cwd", "train.log_every", "train.checkpoint")  # none of them moves a weight
@@ -108,14 +108,12 @@ class Run:
         return self.status["state"] in UNFINISHED
 
     @property
-    def sae(self) -> "SAE":
+    def sae(self) -> SAE:
         """The trained SAE; it eats raw activations.
 
         Raises:
             FileNotFoundError: if the training has not finished.
         """
-        from .store import read_sae
-
         if not self.trained:
             status = self.status
             raise FileNotFoundError(
@@ -129,14 +127,12 @@ class Run:
         """Steps at which the weights alone were kept, ascending."""
         return sorted(int(p.name) for p in (self.folder / "snapshots").glob("*") if p.name.isdigit())
 
-    def snapshot(self, step: int) -> "SAE":
+    def snapshot(self, step: int) -> SAE:
         """The SAE as it was at `step`, one of `snapshots`.
 
         Raises:
             FileNotFoundError: if there is none; the message lists those there are.
         """
-        from .store import read_sae
-
         if step not in self.snapshots:
             raise FileNotFoundError(f"No snapshot of step {step}. There are: {self.snapshots or 'none'}.")
         return read_sae(self.folder / "snapshots" / f"{step:08d}")

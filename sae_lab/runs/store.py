@@ -1,14 +1,12 @@
 """A saved SAE: config.json (variant, settings, origin) beside weights.safetensors. It eats raw activations."""
 
 import json
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..saes import SAE, build
-from .files import Damaged, read_json, room_for, sync_folder, write
+from .files import Damaged, read_json, whole_folder, write
 from .tensors import read_tensors, write_tensors
 
 FORMAT = "sae_lab/1"
@@ -29,30 +27,15 @@ def write_sae(sae: SAE, folder: str | Path, more: dict[str, Any] | None = None) 
     other = [p.name for p in folder.glob("*") if p.name not in ("config.json", "weights.safetensors")]
     if other:
         raise FileExistsError(f"{str(folder)!r} also holds {other[0]!r}. Save the SAE into a folder of its own.")
-    aside, old = (folder.absolute().with_name(f".{folder.name}.{word}.{os.getpid()}") for word in ("new", "old"))
     config = {
         "format": FORMAT,
         "variant": sae.name,
         "config": asdict(sae.cfg),
         "origin": {**sae.origin, **(more or {})},
     }
-    with room_for(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-    try:
-        config["sha256"] = write_tensors(aside / "weights.safetensors", sae.state_dict())
-        write(aside / "config.json", json.dumps(config, indent=1).encode())
-        sync_folder(aside)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(aside, folder)
-        sync_folder(folder.parent)
-    finally:
-        if old.exists() and not folder.exists():  # broken off between the two names
-            os.rename(old, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with whole_folder(folder) as new:
+        config["sha256"] = write_tensors(new / "weights.safetensors", sae.state_dict())
+        write(new / "config.json", json.dumps(config, indent=1).encode())
     return folder
 
 

@@ -1,14 +1,11 @@
 """All variants. A new file in this folder is found by being here; edit nothing else."""
 
-from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from ..knobs import knobs, plain
+from ..knobs import hint, knobs, plain
 from .base import REGISTRY, SAE, Batch, Objective, Recipe, register
-
-__all__ = ["REGISTRY", "SAE", "Batch", "Objective", "Recipe", "build", "configured", "register", "variant"]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -36,7 +33,7 @@ def configured(name: str, **config: Any) -> Any:
     rows = {row.name: row for row in knobs(cls.Config)}
     for key in config:
         if key not in rows:
-            raise TypeError(f"SAE {name!r} has no knob {key!r}.{_hint(key, rows)} Its knobs: {', '.join(rows)}.")
+            raise TypeError(f"SAE {name!r} has no knob {key!r}.{hint(key, rows)} Its knobs: {', '.join(rows)}.")
     missing = [key for key in ("d_in", "d_sae") if key not in config and rows[key].default is None]
     missing = [key for key in missing if not rows[key].optional]
     if missing:
@@ -51,10 +48,5 @@ def variant(name: str) -> type[SAE]:
         KeyError: if no variant has this name.
     """
     if name not in REGISTRY:
-        raise KeyError(f"No SAE named {name!r}.{_hint(name, REGISTRY)} Known: {', '.join(sorted(REGISTRY))}.")
+        raise KeyError(f"No SAE named {name!r}.{hint(name, REGISTRY)} Known: {', '.join(sorted(REGISTRY))}.")
     return REGISTRY[name]
-
-
-def _hint(name: str, known: Any) -> str:
-    close = get_close_matches(name, list(known), 1)
-    return f" Did you mean {close[0]!r}?" if close else ""

@@ -168,15 +168,12 @@ class SAE(nn.Module, ABC):
     def objective(self, batch: Batch) -> Objective:
         """The training forward pass and its loss terms."""
 
-    @torch.no_grad()
     def prepare(self, x: Rows) -> None:
         """Before the first step: set what the paper sets from a first sample of (scaled) activations."""
 
-    @torch.no_grad()
     def after_step(self) -> None:
         """Restore invariants once the optimiser has moved the weights."""
 
-    @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:
         """After the last step: set what inference needs from fresh training activations."""
 

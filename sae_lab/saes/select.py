@@ -8,7 +8,6 @@ from ..shapes import LatentInts, PerLatent
 from ..sparse import Latents, PreActs, batch_topk, column_topk
 
 
-@torch.no_grad()
 def batch_threshold(pres: Iterable[PreActs], k: float | int) -> float:
     """The number that k pre-activations per token exceed, on average over all batches given.
 
@@ -27,7 +26,6 @@ def batch_threshold(pres: Iterable[PreActs], k: float | int) -> float:
     return ((value[n - 1] + value[n]) / 2).item()
 
 
-@torch.no_grad()
 def latent_thresholds(pres: Iterable[PreActs], density: PerLatent, k: float | int) -> PerLatent:
     """The number above which each latent fires as often as `density` says, over all batches given; k per token in all.
 
@@ -54,7 +52,6 @@ def latent_thresholds(pres: Iterable[PreActs], density: PerLatent, k: float | in
     return (at((quota - 1).clamp(min=0)) + at(quota)) / 2
 
 
-@torch.no_grad()
 def zipf_density(density: PerLatent, k: float | int, exponent: float, shift: float) -> PerLatent:
     """How often the latent of each rank in `density` should fire: as 1 / (rank + shift)^exponent, k per token in all.
 
@@ -67,7 +64,6 @@ def zipf_density(density: PerLatent, k: float | int, exponent: float, shift: flo
     return share_out((rank + shift) ** -exponent, torch.ones_like(rank), k).to(density.dtype)
 
 
-@torch.no_grad()
 def share_out(weight: PerLatent, most: PerLatent | LatentInts, total: float | int) -> PerLatent:
     """`total` shared in proportion to `weight`, except that nobody gets more than `most`; in float64."""
     weight, most = weight.double(), most.double()
@@ -80,7 +76,6 @@ def share_out(weight: PerLatent, most: PerLatent | LatentInts, total: float | in
     return torch.minimum(price * weight, most)
 
 
-@torch.no_grad()
 def apportion(share: PerLatent, total: int, least: int = 0) -> LatentInts:
     """Whole numbers of at least `least` that sum to `total`, in proportion to what `share` has above that: by largest
     remainders, ties to the lower latent.
@@ -94,14 +89,12 @@ def apportion(share: PerLatent, total: int, least: int = 0) -> LatentInts:
     return whole.long() + least
 
 
-@torch.no_grad()
 def draw_lots(share: PerLatent) -> LatentInts:
     """Whole numbers next to `share`, above or below by chance so that their mean is `share`; they sum as it does."""
     ends = (share.double().cumsum(0) + torch.rand((), dtype=torch.double, device=share.device)).floor()
     return ends.diff(prepend=ends.new_zeros(1)).long()
 
 
-@torch.no_grad()
 def follow(threshold: torch.Tensor, z: Latents, momentum: float) -> None:
     """Moves a threshold, one number or one per latent, in place towards the least value that was kept."""
     value, least = z.value.detach(), torch.full_like(threshold, torch.inf)

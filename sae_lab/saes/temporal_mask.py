@@ -47,9 +47,7 @@ class TemporalMask(SAE, name="temporal_mask"):
         self.W_enc *= self.cfg.init_norm
         d_sae = self.cfg.d_sae
         self.register_buffer("averages", torch.zeros(3, d_sae))  # per token: activation, firings, rise of the MSE
-        self.register_buffer(
-            "seen", torch.zeros(d_sae)
-        )  # the weight of all observations: 1 - momentum^n after n of them
+        self.register_buffer("seen", torch.zeros(d_sae))  # weight of all observations: 1 - momentum^n after n
         self.register_buffer("masked", torch.zeros(d_sae, dtype=torch.bool))  # who sits the next step out
         self.register_buffer("steps", torch.tensor(0))
 

@@ -9,28 +9,3 @@ from .latents import Latents, Support, decode, dots, latent_sums, latent_totals,
 from .preacts import PreActs, encode
 from .probe import choice_dtype
 from .scratch import scratch
-
-__all__ = [
-    "Adam",
-    "Chunks",
-    "Latents",
-    "PreActs",
-    "Rule",
-    "Support",
-    "above",
-    "backend",
-    "backend_of",
-    "batch_topk",
-    "choice_dtype",
-    "column_topk",
-    "compiling",
-    "corner",
-    "decode",
-    "dots",
-    "encode",
-    "latent_sums",
-    "latent_totals",
-    "scratch",
-    "sums",
-    "topk",
-]

@@ -186,13 +186,13 @@ def _guessed(chunks: Chunks, n: int) -> Support | None:
             some = score[:SAMPLE]
             positive = _above(some, _floor(0.0, score))[2]
             guess = backend_of(positive).nth_largest(positive, max(1, int(SPARE * n * len(some) / chunks.tok)))
-        parts.append(_support(chunks.d_sae, [_above(score, _floor(guess, score))]))
-        found += len(parts[-1].latent)
+        parts.append(_above(score, _floor(guess, score)))
+        found += len(parts[-1][0])
         if found > 8 * n:
             return None
     if found < n and guess > 0:
         return None
-    pool = Support.join(parts)
+    pool = _support(chunks.d_sae, parts)
     return pool.subset(_by_batch(pool, pool.score, pool.start.new_tensor([n]))[0])
 
 
@@ -206,7 +206,7 @@ def _pooled(chunks: Chunks, quota: Tensor, total: int, prune: Callable) -> Suppo
     floor, parts, seen = torch.zeros(()), [], 0
 
     def pruned():
-        pool = Support.join(parts)
+        pool = _support(chunks.d_sae, parts)
         keep, least = prune(pool, pool.score, quota.to(pool.score.device))
         return pool.subset(keep), least if len(least) == chunks.d_sae else least[0]
 
@@ -214,11 +214,11 @@ def _pooled(chunks: Chunks, quota: Tensor, total: int, prune: Callable) -> Suppo
         at = 0
         while not at or at < len(chunk):
             score = chunk[at : at + max(1, seen, 2 * total // max(1, chunks.d_sae))]
-            parts.append(_support(chunks.d_sae, [_above(score, _floor(floor, score))]))
+            parts.append(_above(score, _floor(floor, score)))
             at, seen = at + max(1, len(score)), seen + len(score)
-            if sum(len(part.latent) for part in parts) > 2 * total:
+            if sum(len(latent) for latent, *_ in parts) > 2 * total:
                 pool, floor = pruned()
-                parts = [pool]
+                parts = [(pool.latent, pool.start.diff(), pool.score)]
     return pruned()[0]
 
 

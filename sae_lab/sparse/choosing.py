@@ -3,8 +3,6 @@
 Numba's cache of these is invalidated by this file alone: whoever changes `cut` must change something here as well.
 """
 
-from typing import no_type_check
-
 import numba
 import numpy as np
 from numba import types
@@ -35,7 +33,6 @@ def lowest(context, bits):
 
 
 @jit()
-@no_type_check
 def from_half(bits):
     """The float of a bf16 that is seen as int16."""
     return as_float(np.int32(bits) << np.int32(16))
@@ -52,7 +49,6 @@ def _number(x):
 
 
 @jit()
-@no_type_check
 def half_bits(number):
     """The nearest bf16, seen as int16; of two as near the even one. A NaN stays one, whatever its bits."""
     bits = as_bits(number)
@@ -61,7 +57,6 @@ def half_bits(number):
 
 
 @jit()
-@no_type_check
 def kth_largest(a, k):
     """By bisection on the value: counting vectorises, and unlike np.partition nothing is copied (5-7x faster here)."""
     lo = hi = a.dtype.type(0)
@@ -79,7 +74,6 @@ def kth_largest(a, k):
 
 
 @jit()
-@no_type_check
 def select(row, k, best, lane, found, near, out, value):
     """Columns and values of the k largest positive of `row`, by column; ties go to the lowest. Returns how many.
 
@@ -121,7 +115,6 @@ def select(row, k, best, lane, found, near, out, value):
 
 
 @jit(parallel=True)
-@no_type_check
 def select_rows(key, k, lanes, out, value, count):
     """The k largest positive of every row, into out[t, :count[t]] and value."""
     tok, n = key.shape
@@ -133,7 +126,6 @@ def select_rows(key, k, lanes, out, value, count):
 
 
 @jit(parallel=True)
-@no_type_check
 def keep_largest(key, k, out):
     """A copy of every row with zeros for all but its k largest positive; ties go to the lowest column."""
     tok, n = key.shape
@@ -154,7 +146,6 @@ def keep_largest(key, k, out):
 
 
 @jit(parallel=True)
-@no_type_check
 def columns(a, index, out):
     """Some columns of every row."""
     for part in numba.prange(PARTS):
@@ -165,7 +156,6 @@ def columns(a, index, out):
 
 
 @jit(parallel=True)
-@no_type_check
 def quantise(rows, code, total, scale, norm, lost):
     """code[r] = rows[r] / scale[r], rounded, the largest 127; `total`: their sum; `lost`: norm of what rounding took.
 
@@ -201,7 +191,6 @@ def quantise(rows, code, total, scale, norm, lost):
 
 
 @jit(parallel=True)
-@no_type_check
 def prune(start, key, quota, keep, floor):
     """Marks each group's `quota[g]` largest positive keys, the first of equals; `floor[g]`: a later key must exceed it.
 
@@ -224,7 +213,6 @@ def prune(start, key, quota, keep, floor):
 
 
 @jit()
-@no_type_check
 def reaches(start, exact, score, keep, out):
     """Of each group: by how much scores are off (root mean square), the least exact one kept, and the least score."""
     for g in range(start.size - 1):
@@ -238,7 +226,6 @@ def reaches(start, exact, score, keep, out):
 
 
 @jit()
-@no_type_check
 def find_row(row, floor, p, end, latent, value):
     """Places and values of what is not at or below the floor (a NaN is not), from p on; where the next ones go.
 
@@ -264,7 +251,6 @@ def find_row(row, floor, p, end, latent, value):
 
 
 @jit(parallel=True)
-@no_type_check
 def find_above(score, floor, bounds, place, latent, value, count, found):
     """`find_row` for every row, counted by row and by part; part p writes between place[p] and place[p + 1]."""
     for part in numba.prange(PARTS):
@@ -277,7 +263,6 @@ def find_above(score, floor, bounds, place, latent, value, count, found):
 
 
 @jit()
-@no_type_check
 def pack(place, found, latent, value, to_latent, to_value):
     """What the parts found, one after another."""
     p = 0

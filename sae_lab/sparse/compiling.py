@@ -3,24 +3,22 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from numba.core.event import Listener, install_listener
-
 
 @contextmanager
 def compiling(say: Callable[[], None]) -> Iterator[None]:
     """Calls `say` when the first kernel is compiled that no cache has; what is cached says nothing."""
-    with install_listener("numba:compile", _Once(say)):
+    from numba.core.event import Listener, install_listener
+
+    class Once(Listener):
+        told = False
+
+        def on_start(self, event) -> None:
+            if not self.told:
+                self.told = True
+                say()
+
+        def on_end(self, event) -> None:
+            pass
+
+    with install_listener("numba:compile", Once()):
         yield
-
-
-class _Once(Listener):
-    def __init__(self, say: Callable[[], None]):
-        self.say: Callable[[], None] | None = say
-
-    def on_start(self, event) -> None:
-        say, self.say = self.say, None
-        if say:
-            say()
-
-    def on_end(self, event) -> None:
-        pass

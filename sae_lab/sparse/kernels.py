@@ -5,8 +5,6 @@ FMA but not "no NaN": a NaN must arrive in the loss, not vanish in a comparison.
 `choosing`, because numba's cache is invalidated by the file of the kernel alone.
 """
 
-from typing import no_type_check
-
 import numba
 import numpy as np
 
@@ -36,7 +34,6 @@ def jit(parallel=False, reordered=True):
 
 
 @jit()
-@no_type_check
 def cut(start, part):
     """First row of `part` when rows and nonzeros together are cut into PARTS equal shares."""
     rows = start.size - 1
@@ -51,7 +48,6 @@ def cut(start, part):
 
 
 @jit(parallel=True)
-@no_type_check
 def dots(start, col, rows, W, out):
     """out[p] = <rows[t], W[col[p]]> for each nonzero p of row t; four at a time."""
     for part in numba.prange(PARTS):
@@ -76,7 +72,6 @@ def dots(start, col, rows, W, out):
 
 
 @jit(parallel=True)
-@no_type_check
 def sums(start, col, value, W, out):
     """out[t] = sum over the nonzeros p of row t of value[p] * W[col[p]]; four at a time."""
     for part in numba.prange(PARTS):
@@ -97,7 +92,6 @@ def sums(start, col, value, W, out):
 
 
 @jit(reordered=False)
-@no_type_check
 def totals(start, value, out):
     """out[r] = sum over the nonzeros p of row r of value[p]."""
     for r in range(start.size - 1):
@@ -108,7 +102,6 @@ def totals(start, value, out):
 
 
 @jit()
-@no_type_check
 def transpose(start, col, n_cols):
     """Counting sort by column, stable: rows ascend within a column. `order` maps back to the old places."""
     first = np.zeros(n_cols + 1, np.int64)
@@ -124,7 +117,6 @@ def transpose(start, col, n_cols):
 
 
 @jit()
-@no_type_check
 def compact(start, keep, col, value, count, out, kept):
     """The marked columns and values, row after row, and how many each row has; how many in all."""
     q = 0
@@ -138,7 +130,6 @@ def compact(start, keep, col, value, count, out, kept):
 
 
 @jit(parallel=True)
-@no_type_check
 def adam_rows(W, grad, m, v, scale, lr, b1, b2, eps, step, unit):
     """One pass of Adam over W with the gradient times `scale`.
 
@@ -167,7 +158,6 @@ def adam_rows(W, grad, m, v, scale, lr, b1, b2, eps, step, unit):
 
 
 @jit(parallel=True)
-@no_type_check
 def best_cuts(first, token, value, start, concept, positives):
     """(F1, threshold) of each unit's best cut for each concept; 0 and infinity where the two never meet.
 

@@ -18,10 +18,8 @@ from ..shapes import Acts, LatentMask, PerLatent, Places, Rows, Scalar, Starts, 
 from .backends import backend_of
 from .scratch import scratch
 
-DENSE_ABOVE = (
-    0.4,
-    0.2,
-)  # share of (tokens x touched latents) that fires, measured: for W that fits a cache; for larger
+# share of (tokens x touched latents) that fires, measured: for W that fits a cache; for larger
+DENSE_ABOVE = (0.4, 0.2)
 CACHE = 2**24  # bytes of W up to which the first number holds
 
 
@@ -56,12 +54,6 @@ class Support:
         tok, k = latent.shape
         ends = torch.arange(tok + 1, device=latent.device) * k
         return cls(latent.sort(1).values.int().ravel(), ends, d_sae)
-
-    @classmethod
-    def join(cls, parts: Sequence["Support"]) -> "Support":
-        """The tokens of several supports with scores, one after another."""
-        latent, count, score = zip(*((part.latent, part.start.diff(), part.score) for part in parts))
-        return cls(torch.cat(latent), starts(torch.cat(count)), parts[0].d_sae, score=torch.cat(score))
 
     @cached_property
     def T(self) -> "Support":

@@ -48,39 +48,33 @@ def product(rows: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
 
 def dots(start: Tensor, latent: Tensor, rows: Tensor, W: Tensor) -> Tensor:
-    """One number per nonzero: <rows[t], W[latent]>."""
     out = W.new_empty(len(latent))
     run(kernels.dots, start, latent, rows, W, out)
     return out
 
 
 def sums(start: Tensor, latent: Tensor, value: Tensor, W: Tensor) -> Tensor:
-    """One row per row of the support: the sum of value * W[latent]."""
     out = scratch((len(start) - 1, W.shape[1]), W.dtype)
     run(kernels.sums, start, latent, value, W, out)
     return out
 
 
 def totals(start: Tensor, value: Tensor) -> Tensor:
-    """One number per row of the support: the sum of its values."""
     out = value.new_empty(len(start) - 1)
     run(kernels.totals, start, value, out)
     return out
 
 
 def combined(per_latent: Tensor, W: Tensor) -> Tensor:
-    """per_latent @ W, the same bits whatever the number of threads: by as many rows as there are parts, then those."""
     every = torch.arange(len(W), dtype=torch.int32)
     return sums(torch.arange(PARTS + 1) * len(W) // PARTS, every, per_latent, W).sum(0)
 
 
 def transpose(start: Tensor, latent: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sorts the nonzeros by latent: where each latent starts, the tokens, and the old places."""
     return tuple(map(torch.from_numpy, run(kernels.transpose, start, latent, d_sae)))
 
 
 def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The latents of each token's k largest positive scores, ascending, how many each token has, and the scores."""
     if score.numel() and not (score[0].sum() + score[:, 0].sum()).isfinite():  # a NaN in x fills a row, in W a column
         score = _positive_nans(score)
     lanes, out, value, count = _room(*score.shape, k, score.dtype)
@@ -113,7 +107,6 @@ def _bits(t: Tensor) -> Tensor:
 
 
 def keep_largest(score: Tensor, k: int) -> Tensor:
-    """The k largest positive scores of each token, zeros elsewhere."""
     if score.numel() and not (score[0].sum() + score[:, 0].sum()).isfinite():
         score = _positive_nans(score)
     out = scratch(tuple(score.shape), score.dtype)
@@ -122,12 +115,10 @@ def keep_largest(score: Tensor, k: int) -> Tensor:
 
 
 def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
-    """Some columns of `a`, into `out`."""
     run(choosing.columns, _bits(a), index, _bits(out))
 
 
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rows in 8 bits: codes, their sum, each row's scale and norm, and the norm of what rounding took from it."""
     tok, n = rows.shape
     wide = -(-n // tiles.STEP) * tiles.STEP
     code = scratch((tok + tiles.ROWS, wide), torch.int8)[:tok]  # a tile reads rows beyond the last
@@ -147,7 +138,6 @@ def panels(code: Tensor) -> Tensor:
 
 
 def coarse_dense(of: "Coarse", tokens: slice) -> Tensor:
-    """[chunk, d_sae] numbers in bf16."""
     out = scratch((tokens.stop - tokens.start, of.d_sae), torch.bfloat16)
     run(tiles.dense, _operand(of), tokens.start, _bounds(len(out)), _bits(out))
     return out
@@ -173,7 +163,6 @@ def coarse_above(of: "Coarse", tokens: slice, floor: Tensor, index: Tensor, kept
 
 
 def above(score: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The latents of each token's scores over their latent's floor, how many, and the scores (bf16 as float32)."""
     numbers = _bits(score.contiguous()) if score.dtype == torch.bfloat16 else score
 
     def find(bounds, *out):
@@ -217,13 +206,11 @@ def _operand(of: "Coarse") -> tuple:
 
 
 def nth_largest(score: Tensor, n: int) -> Tensor:
-    """The n-th largest of all positive scores, n at least 1; 0 where there are fewer."""
     bits = _bits((score if score.sum().isfinite() else _positive_nans(score)).contiguous())
     return torch.tensor(run(choosing.kth_largest, bits.view(-1), n), dtype=bits.dtype).view(score.dtype)
 
 
 def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
-    """Marks each group's `quota` largest positive scores; the second tensor is what a later one has to exceed."""
     score = score if score.sum().isfinite() else _positive_nans(score)
     keep, floor = torch.empty(len(score), dtype=torch.bool), score.new_empty(len(quota))
     run(choosing.prune, start, _bits(score), quota, keep, _bits(floor))
@@ -231,14 +218,12 @@ def prune(start: Tensor, score: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reaches(start: Tensor, exact: Tensor, score: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each group: by how much scores are off (root mean square), the least exact one kept, and the least score."""
     out = exact.new_empty(3, len(start) - 1)
     run(choosing.reaches, start, exact, score, keep, out)
     return tuple(out)
 
 
 def compact(start: Tensor, latent: Tensor, value: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The latents that `keep` marks, how many each token has, and their values."""
     count = torch.empty(len(start) - 1, dtype=torch.long)
     out, kept = torch.empty_like(latent), torch.empty_like(value)
     n = run(kernels.compact, start, keep, latent, value, count, out, kept)
@@ -246,5 +231,4 @@ def compact(start: Tensor, latent: Tensor, value: Tensor, keep: Tensor) -> tuple
 
 
 def adam_rows(W, grad, m, v, *, scale, lr, betas, eps, step, unit) -> None:
-    """One fused pass of Adam over the rows of W, in place."""
     run(kernels.adam_rows, W, grad, m, v, scale, lr, *betas, eps, step, unit)

@@ -43,9 +43,7 @@ class _Keep(torch.autograd.Function):
             sums(s, q, W) if x else None,
             latent_sums(s, q, centred) if W_enc else None,
             per_latent if b_enc else None,
-            -combined(per_latent, W)
-            if centre
-            else None,  # every token pays the same: d_sae numbers stand for the batch
+            -combined(per_latent, W) if centre else None,  # every token pays the same: d_sae numbers stand for all
             None,
             None,
             None,

@@ -4,8 +4,6 @@ A tile is ROWS tokens by BREADTH latents in registers. Its one instruction (VNNI
 signed bytes, added to an int32) is named here, since compilers do not find it in loops; the rest is as in `choosing`.
 """
 
-from typing import no_type_check
-
 import llvmlite.binding
 import numba
 import numpy as np
@@ -20,9 +18,8 @@ _other = numba.config.CPU_NAME or numba.config.CPU_FEATURES or not numba.config.
 HAS = {} if _other else llvmlite.binding.get_host_cpu_features()
 WIDE = 16 if HAS.get("avx512vnni") and HAS.get("avx512f") else 8  # int32 in a register
 SUPPORTED = WIDE == 16 or bool(HAS.get("avxvnni"))
-ROWS, ACROSS = (
-    (8, 3) if WIDE == 16 else (4, 3)
-)  # tokens, and registers of latents, of a tile: all sums stay in registers
+# tokens, and registers of latents, of a tile: all sums stay in registers
+ROWS, ACROSS = (8, 3) if WIDE == 16 else (4, 3)
 BREADTH = ACROSS * WIDE
 STEP = 4  # codes that are multiplied at once
 MIDDLE = 128  # what is added to a latent's codes, to make them unsigned
@@ -75,7 +72,6 @@ def tile(context, x, stride, panel, steps, out):
 
 
 @jit(parallel=True)
-@no_type_check
 def panels(codes, out):
     """Codes, four as one int32, as `tile` reads them: out[p, i, l] is code i of latent p * BREADTH + l, unsigned."""
     n, steps = codes.shape
@@ -87,7 +83,6 @@ def panels(codes, out):
 
 
 @jit()
-@no_type_check
 def numbers(of, first, rows, sums, out):
     """products * by_token * by_latent + bias + reach * norm + blur * lost of some tokens, in bf16."""
     x, stride, panel, steps, total, by_token, by_latent, bias, reach, norm, blur, lost = of
@@ -111,7 +106,6 @@ def numbers(of, first, rows, sums, out):
 
 
 @jit()
-@no_type_check
 def aligned(n):
     """n int32, at the beginning of a cache line."""
     a = np.empty(n + 16, np.int32)
@@ -120,7 +114,6 @@ def aligned(n):
 
 
 @jit(parallel=True)
-@no_type_check
 def dense(of, first, bounds, out):
     """All numbers of tokens first + [bounds[0], bounds[-1])."""
     for part in numba.prange(PARTS):
@@ -130,7 +123,6 @@ def dense(of, first, bounds, out):
 
 
 @jit(parallel=True)
-@no_type_check
 def largest(of, first, bounds, room, k, lanes, out, value, count, index, kept):
     """`select_rows` of numbers that are made a block of tokens at a time; `kept` takes those of the latents `index`."""
     d_sae = of[6].size
@@ -149,7 +141,6 @@ def largest(of, first, bounds, room, k, lanes, out, value, count, index, kept):
 
 
 @jit(parallel=True)
-@no_type_check
 def above(of, first, bounds, room, floor, place, latent, value, count, found, index, kept):
     """`find_above` of numbers that are made a block of tokens at a time; `kept` takes those of the latents `index`."""
     for part in numba.prange(PARTS):

@@ -3,5 +3,3 @@
 from .config import TrainConfig
 from .loop import train
 from .steps import Record, Step
-
-__all__ = ["Record", "Step", "TrainConfig", "train"]

@@ -1,14 +1,13 @@
 """The knobs of a training. What is None follows the variant's recipe, which follows its paper."""
 
-import difflib
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..knobs import check, knob
+from ..knobs import Checked, hint, knob
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     tokens: int = knob(1_000_000, 1, 10**13, "activations to train on")
     batch: int = knob(4096, 1, 2**20, "activations per optimiser step")
     lr: float | None = knob(None, 1e-9, 1.0, "peak learning rate; None: the recipe's")
@@ -27,9 +26,6 @@ class TrainConfig:
     checkpoint_minutes: float = knob(10.0, 0.0, 1e6, "minutes between checkpoints; 0: only by steps")
     log_every: int = knob(10, 1, 10**6, "steps between measurements")
     seed: int = knob(0, 0, 2**31 - 1, "seed of whatever an objective draws")
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @property
     def steps(self) -> int:
@@ -52,11 +48,6 @@ def configured(config: TrainConfig | None, **changes: Any) -> TrainConfig:
     known = [f.name for f in fields(TrainConfig)]
     for name in changes:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise TypeError(
-                f"train() has no knob {name!r}. "
-                + (f"Did you mean {near[0]!r}? " if near else "")
-                + f"Known: {', '.join(known)}."
-            )
+            raise TypeError(f"train() has no knob {name!r}.{hint(name, known)} Known: {', '.join(known)}.")
     kept = {} if config is None else {name: getattr(config, name) for name in known}
     return TrainConfig(**(kept | changes))

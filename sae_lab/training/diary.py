@@ -95,7 +95,9 @@ class Diary:
             run.rewind(step)
         was, now = state["environment"], environment()
         changed = [f"{key} was {was[key]!r}, is {now[key]!r}" for key in was if was[key] != now.get(key)]
-        self.remark(f"resumed at step {step:,}" + (f"; bits may differ: {'; '.join(changed)}" if changed else ""))
+        self.remarks.append(
+            f"resumed at step {step:,}" + (f"; bits may differ: {'; '.join(changed)}" if changed else "")
+        )
         return state, points[0].files["rng"]
 
     def save(
@@ -121,15 +123,12 @@ class Diary:
         except DiskFull as full:
             if must:
                 raise
-            self.remark(f"no checkpoint at step {index:,}: {full.strerror}")
+            self.remarks.append(f"no checkpoint at step {index:,}: {full.strerror}")
 
     def due(self, index: int, every: int, minutes: float) -> bool:
         """Whether a checkpoint is to be written after step `index`."""
         late = minutes and time.monotonic() - self.last_save > 60 * minutes
         return bool(late) or bool(every and index % every == 0)
-
-    def remark(self, text: str) -> None:
-        self.remarks.append(text)
 
     def log(self, step: Step, measured: bool) -> None:
         """Logs a measured step, and keeps the heart beating."""
@@ -139,7 +138,7 @@ class Diary:
             if measured or time.monotonic() - self.beaten > HEARTBEAT:
                 self.beat("running", step)
         except DiskFull as full:
-            self.remark(f"log not written: {full.strerror}")
+            self.remarks.append(f"log not written: {full.strerror}")
 
     def noted(self, step: Step) -> Step:
         """The step with what there is to say about it, which the log keeps too."""
@@ -165,7 +164,7 @@ class Diary:
             for run in self.runs:
                 run.beat(state, **numbers, **more)
         except DiskFull as full:
-            self.remark(f"status not written: {full.strerror}")
+            self.remarks.append(f"status not written: {full.strerror}")
 
     def wish(self) -> str:
         """What is asked of this training, in any of its folders."""
@@ -184,7 +183,7 @@ class Diary:
             try:
                 write_sae(member.copy(rows[member.site].x), folder, {"step": index})
             except DiskFull as full:
-                self.remark(f"no snapshot at step {index:,}: {full.strerror}")
+                self.remarks.append(f"no snapshot at step {index:,}: {full.strerror}")
 
     def keep(self, members: list[Member]) -> None:
         """Writes the final SAEs."""
@@ -196,14 +195,14 @@ class Diary:
             return run.checkpoints.load(step)
         except Damaged as damage:
             bad = run.checkpoints.set_aside(step)
-            self.remark(f"checkpoint {step:,} was damaged ({damage}) and set aside as {bad.name}")
+            self.remarks.append(f"checkpoint {step:,} was damaged ({damage}) and set aside as {bad.name}")
             return None
 
     def _start_over(self) -> None:
         for run in self.runs:
             run.rewind(-1)
         if self.remarks:
-            self.remark("no earlier checkpoint was whole: starting over")
+            self.remarks.append("no earlier checkpoint was whole: starting over")
 
 
 def about(member: Member) -> dict[str, Any]:

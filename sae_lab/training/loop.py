@@ -262,8 +262,8 @@ class _Training:
             self.rate = logs[0][-1]["rate"]
             self.records = tuple(Record(**{f.name: log[-1][f.name] for f in fields(Record)}) for log in logs)
         else:
-            self.diary.remark("its log is gone")
-        self.diary.remark("already trained: weights read from the run")
+            self.diary.remarks.append("its log is gone")
+        self.diary.remarks.append("already trained: weights read from the run")
         self.diary.beat("done", self._step())
         yield self.diary.noted(self._step())
 

@@ -39,8 +39,19 @@ class Member:
             self.sae.fold(1 / scale)
 
     def measured_scale(self, source: Source) -> float:
-        """What multiplies the activations of the source; it is measured once in a run."""
-        return input_scale(self.config.scaling or self.recipe.scaling, source.statistics(self.site), self.sae.cfg.d_in)
+        """What multiplies x, measured once in a run: to unit mean square ("unit_ms"), to a mean norm of sqrt(d_in)
+        ("sqrt_d"), or 1 ("none")."""
+        scaling, s = self.config.scaling or self.recipe.scaling, source.statistics(self.site)
+        if scaling == "none":
+            return 1.0
+        size, aim = (
+            (s.mean_norm, math.sqrt(self.sae.cfg.d_in)) if scaling == "sqrt_d" else (math.sqrt(s.mean_square), 1.0)
+        )
+        if not (math.isfinite(size) and size > 0):
+            raise ValueError(
+                f"The activations have size {size!r} on average: they cannot be scaled. Look at the source."
+            )
+        return aim / size
 
     def choose_in(self, dtype: str) -> None:
         """Holds the precision to choose in for the whole run, also where "auto" would now measure another."""
@@ -102,15 +113,11 @@ class Member:
 
     def lr(self, index: int) -> float:
         """The learning rate of a step: a linear rise, a plateau, a linear fall to nothing."""
-        return self.peak * self.rate(index)
-
-    def rate(self, index: int) -> float:
-        """The learning rate of a step as a share of its peak."""
         steps = self.config.steps
         warmup = self.recipe.warmup if self.config.warmup is None else self.config.warmup
         decay = self.recipe.decay if self.config.decay is None else self.config.decay
         rise = min(1.0, (index + 1) / max(1, math.ceil(warmup * steps)))
-        return rise * min(1.0, (steps - index) / max(1, math.ceil(decay * steps)))
+        return self.peak * (rise * min(1.0, (steps - index) / max(1, math.ceil(decay * steps))))
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything of this SAE that the next step depends on."""
@@ -139,15 +146,3 @@ class Member:
         sae.calibrate([self.scaled(x)])
         sae.fold(self.scale)
         return sae
-
-
-def input_scale(scaling: str, statistics: Any, d_in: int) -> float:
-    """What multiplies x: to unit mean square ("unit_ms"), to a mean norm of sqrt(d_in) ("sqrt_d"), or 1 ("none")."""
-    if scaling == "none":
-        return 1.0
-    size, aim = (
-        (statistics.mean_norm, math.sqrt(d_in)) if scaling == "sqrt_d" else (math.sqrt(statistics.mean_square), 1.0)
-    )
-    if not (math.isfinite(size) and size > 0):
-        raise ValueError(f"The activations have size {size!r} on average: they cannot be scaled. Look at the source.")
-    return aim / size

@@ -37,25 +37,11 @@ class Step:
     saes: tuple[Record, ...] = field(repr=False)
     note: str = ""
 
-    @property
-    def terms(self) -> dict[str, float]:
-        return self.saes[0].terms
-
-    @property
-    def fvu(self) -> float:
-        return self.saes[0].fvu
-
-    @property
-    def l0(self) -> float:
-        return self.saes[0].l0
-
-    @property
-    def dead(self) -> int:
-        return self.saes[0].dead
-
-    @property
-    def lr(self) -> float:
-        return self.saes[0].lr
+    terms = property(lambda self: self.saes[0].terms)
+    fvu = property(lambda self: self.saes[0].fvu)
+    l0 = property(lambda self: self.saes[0].l0)
+    dead = property(lambda self: self.saes[0].dead)
+    lr = property(lambda self: self.saes[0].lr)
 
     def row(self, member: int) -> dict[str, Any]:
         """A line for the log of one SAE's run."""
