@@ -40,7 +40,7 @@ class Job(Checked):
 
     variant: str = knob("batchtopk", help="which SAE")
     model: str = knob("tiny", help="the model: tiny, a folder or a hub name; planted: made-up activations, no model")
-    site: str = knob("L2R", help="where in it: L2R is the residual stream after layer 2")
+    site: str = knob("L2R", help="where in it: L2R is the residual stream after layer 2, counted from 0: the third")
     text: str = knob("world", help="what it reads: world, a file, or a dataset's name")
     column: str | None = knob(None, help="the field of the text that is read; None: found where only one holds strings")
     device: str | None = knob(None, help="where to compute; None: a GPU if there is one")

@@ -22,6 +22,7 @@ VERBS = {
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )
+USAGE += "\n\nBegin with: sae-lab quickstart. Every verb takes --json."
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -50,7 +50,9 @@ def parsed(kind: type, argv: list[str], verb: str) -> Any:
 
 def _helped(kind: Any, f: Field) -> Any:
     low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
-    reach = f" [{low:g} to {high:g}]" if low is not None else f" [{', '.join(choices)}]" if choices else ""
+    reach = f" [{', '.join(choices)}]" if choices else ""
+    if low is not None:
+        reach = f" [{low:g} or more]" if high >= 2**20 else f" [{low:g} to {high:g}]"
     return Annotated[kind, tyro.conf.arg(help=f.metadata.get("help", "") + reach)]
 
 
@@ -66,7 +68,8 @@ def run_train(argv: list[str], as_json: bool) -> None:
     name = argv[0] if argv and not argv[0].startswith("-") else "batchtopk"
     rest = argv[1:] if argv and not argv[0].startswith("-") else argv
     chosen, extra = variant(name), {"detach": (bool, knob(False, help="start it as a process of its own and return"))}
-    doc = f"Train {name} ({chosen.paper}). A run that was cut short goes on: give its --run again."
+    doc = f"Train {name} ({chosen.paper}): sae-lab train {name} --d-sae 2048. `sae-lab variants` lists the others."
+    doc += " A run that was cut short goes on: give its --run again."
     given = vars(
         parsed(options("TrainOptions", Job, chosen.Config, TrainConfig, doc=doc, **extra), rest, f"train {name}")
     )

@@ -27,17 +27,17 @@ SHOWN = 8  # concepts whose contexts the report shows
 class Quickstart(Checked):
     """The knobs of the first run."""
 
-    model: str = knob("tiny", help="the model: tiny, a folder or a hub name")
+    model: str = knob("tiny", help="the model: tiny, a folder or a hub name; it reads the labelled world")
     site: str = knob("L1R", help="where in it: L1R is the residual stream after layer 1, the second")
     tokens: int = knob(1_000_000, 10_000, 10**10, "tokens to train on")
     d_sae: int = knob(2048, 16, 2**20, "latents")
-    k: int = knob(32, 1, 4096, "latents per token, on average")
+    k: int = knob(32, 1, 512, "latents per token, on average")
     batch: int = knob(1024, 16, 2**20, "tokens per step: small, so that a short run has steps enough")
-    lr: float | None = knob(2e-3, 1e-7, 1.0, "peak learning rate; None: the recipe's, which is for long runs")
+    lr: float | None = knob(2e-3, 1e-7, 1.0, "peak learning rate; None: the paper's, which is for long runs")
     context: int = knob(256, 16, 2**20, "tokens in a row: short ones are read quicker")
     held_out: int = knob(200_000, 2_000, 10**9, "test tokens to measure on")
     folder: str = knob("runs/quickstart", help="run folder; a number is added where it is taken")
-    seed: int = knob(0, 0, 2**31 - 1, "seed of everything")
+    seed: int = knob(0, 0, 2**31 - 1, "seed of weights, training text and training")
 
 
 @dataclass(frozen=True)

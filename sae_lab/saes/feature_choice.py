@@ -27,7 +27,7 @@ class FeatureChoice(SAE, name="feature_choice"):
     positive, so L0 in training may fall below k.
     """
 
-    paper = "Ayonrinde 2024, arXiv:2411.02124"
+    paper = "Ayonrinde 2024, arXiv:2411.02124 (interpretation)"
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
     in_units = (*SAE.in_units, "threshold")
 

@@ -22,7 +22,7 @@ class Gradient(SAE, name="gradient"):
     in training, but its latents know the next tokens: report it beside `encode`, never instead.
     """
 
-    paper = "Olmo et al. 2024, arXiv:2411.10397"
+    paper = "Olmo et al. 2024, arXiv:2411.10397 (interpretation)"
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
     needs = frozenset({"grad"})
     in_units = (*SAE.in_units, "per_grad")

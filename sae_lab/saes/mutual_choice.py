@@ -25,7 +25,7 @@ class MutualChoice(SAE, name="mutual_choice"):
     training a moving average stands in for it); the recipe is TopK's.
     """
 
-    paper = "Ayonrinde 2024, arXiv:2411.02124"
+    paper = "Ayonrinde 2024, arXiv:2411.02124 (interpretation)"
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
     in_units = (*SAE.in_units, "threshold")
 

@@ -22,7 +22,7 @@ class TemporalMask(SAE, name="temporal_mask"):
     and all that is left where nobody is masked, which is ReLU with L1 (Conerly et al.) here.
     """
 
-    paper = "Li & Ren 2025, arXiv:2510.08855"
+    paper = "Li & Ren 2025, arXiv:2510.08855 (interpretation)"
     recipe = Recipe(lr=5e-5, warmup=0.0, sparsity_warmup=0.05, unit_norm=False, scaling="sqrt_d")
 
     @dataclass(frozen=True)
