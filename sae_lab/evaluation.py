@@ -30,7 +30,7 @@ class Evaluation:
     """The numbers of one SAE at one site.
 
     Attributes:
-        fvu ... dense: the numbers, each with its interval; `MEANS` says what they are.
+        fvu ... dense: the numbers, each with its interval (of `dead` it only reaches up); `MEANS` says what they are.
         density: share of tokens on which each latent fires.
         about: what was measured on: site, split, tokens, documents.
     """

@@ -234,6 +234,8 @@ def test_auxk_of_no_weight_is_no_auxk():
         quiet = Batch(batch(40).x, batch(40).x, torch.zeros(D_SAE, dtype=torch.bool))
         (_, a), (_, b) = step(sae(name, k=K, aux_weight=0.0), batch(40)), step(sae(name, k=K), quiet)
         same(a, b)
+        loud, _ = step(sae(name, k=K), batch(40))
+        assert loud.terms["auxk"] > 0  # or nothing would have been switched off
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
