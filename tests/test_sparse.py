@@ -1,5 +1,6 @@
 """The sparse core against dense autograd in float64, exact choices against torch's, memory, bits, NaN."""
 
+import sys
 from itertools import pairwise
 
 import pytest
@@ -422,6 +423,9 @@ def test_a_second_choice_among_latents_named_beforehand_takes_the_numbers_of_the
         torch.testing.assert_close(pre.values(second), other.values(second))
 
 
+CORNER = sys.modules["sae_lab.sparse.corner"]  # the package's attribute of that name is the function
+
+
 def corners(x, W_enc, b_enc, centre, W_dec, k, **kwargs):
     pre = encode(x, W_enc, b_enc, centre=centre, again=DEAD, **kwargs)
     return pre, corner(pre, W_dec, DEAD, k)
@@ -443,15 +447,20 @@ def test_a_corner_is_what_its_nonzeros_give(k):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_few_nonzeros_are_no_corner():
+@pytest.mark.parametrize("quick", [True, False])
+def test_few_nonzeros_are_no_corner(monkeypatch, quick):
+    monkeypatch.setattr(CORNER, "half_is_quick", lambda device, d_in: quick)
     leaves = params()[:5]
-    assert corners(*leaves, 7)[1] is None and corners(*leaves, 8)[1] is not None
-    assert corners(*params(torch.float32)[:5], 2, choose_in=torch.bfloat16)[1] is not None
+    assert corners(*leaves, 4)[1] is None and corners(*leaves, 5)[1] is not None
+    assert (corners(*params(torch.float32)[:5], 2, choose_in=torch.bfloat16)[1] is not None) == quick
     assert corner(encode(*leaves[:2]), leaves[4], torch.zeros(D_SAE, dtype=torch.bool), 3) is None
 
 
 @COARSE
-def test_a_corner_is_as_exact_as_bf16(coarse):
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_corner_is_as_exact_as_bf16(monkeypatch, coarse, quick):
+    """Whatever its products are made in: what it keeps was chosen by coarse numbers."""
+    monkeypatch.setattr(CORNER, "half_is_quick", lambda device, d_in: quick)
     leaves = params(torch.float32)[:5]
     pre, near = corners(*leaves, 9, choose_in=coarse)
     with torch.no_grad():
