@@ -7,7 +7,7 @@ import torch
 
 from ..knobs import knob
 from ..shapes import Acts, Rows, Scalar
-from ..sparse import Latents, PreActs, Support, dots, scratch, topk
+from ..sparse import Latents, PreActs, Support, encode, topk
 from .base import SAE, Batch, Objective, Recipe
 from .losses import dead_error, energy, geometric_median, power
 
@@ -66,15 +66,14 @@ class Gradient(SAE, name="gradient"):
     @torch.no_grad()
     def _choose(self, pre: PreActs, grad: Rows, per_grad: Scalar) -> Support:
         """The k latents of highest z * (1 + beta |<d, g>|)."""
-        g, W = grad * (self.cfg.beta * per_grad), self.W_dec.detach()
-        both = {dtype: (g.to(dtype), W.to(dtype)) for dtype in (pre.numbers, W.dtype)}
+        slope = encode(grad * (self.cfg.beta * per_grad), self.W_dec.detach(), choose_in=pre.choose_in)
 
         def score(z, tokens):
-            g, W = both[z.dtype]
-            return torch.mm(g[tokens], W.T, out=scratch(z.shape, z.dtype, z.device)).abs_().add_(1).mul_(z)
+            by = slope.piece(tokens, z.dtype).abs_()
+            return torch.addcmul(z, z, by, out=by)
 
         def score_at(support, z):
-            return dots(support, g, W).abs_().add_(1).mul_(z)
+            return slope.values(support).abs_().add_(1).mul_(z)
 
         return pre.choose(topk, self.cfg.k, score=score, score_at=score_at)
 

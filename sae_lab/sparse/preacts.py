@@ -260,6 +260,22 @@ class PreActs:
             out[tokens] = part
         return out
 
+    @torch.no_grad()
+    def piece(self, tokens: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        """[tokens, d_sae] numbers, for the score of another choice: as exact as `dtype`, or bf16 by way of 8 bits."""
+        if dtype == torch.bfloat16 and self.coarse == torch.int8 and isinstance(tokens, slice):
+            return backend_of(self.centred).coarse_dense(self._coded, tokens)
+        rows, (W, b) = self.centred[tokens].to(dtype), self._halved if dtype == torch.bfloat16 else self._weights(None)
+        return backend_of(rows).product(rows, W, b)
+
+    @cached_property
+    def _coded(self) -> Coarse:
+        return self._product(None, False)
+
+    @cached_property
+    def _halved(self) -> tuple[Tensor, Tensor | None]:
+        return tuple(None if t is None else t.bfloat16() for t in self._weights(None))
+
     def _in_floats(self, dtype: torch.dtype, index: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         W, b = self._weights(index)
         x, W, b = (None if t is None else t.to(dtype) for t in (self.centred, W, b))
