@@ -110,7 +110,7 @@ def recover(
     first = next(walk(lm, held_out(lm, "world", "validation", seed, **options), [site], 1, sae)).acts[site]
     k = max(1, round(float(sae.encode(first).l0)))
     chance = build("random", d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, k=min(k, 512), seed=seed).to(sae.W_dec.device)
-    chance.prepare(first)
+    chance.prepare(first, first)
     units: dict[str, Callable[[Page], Firings]] = {
         "latents": lambda page: _of_latents(sae, page.acts[site]),
         "random": lambda page: _of_latents(chance, page.acts[site]),

@@ -165,7 +165,7 @@ def _reconstruct(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int):
         doc, acts = page.doc, page.acts
         x, y = acts[site], acts[site.target]
         z = sae.encode(x)
-        x_hat = sae.decode(z)
+        x_hat = sae.reconstruct(z, x)
         on = (z.value > 0) | (z.value < 0)
         latent, token = z.support.latent[on].long().cpu().numpy(), z.support.token[on].cpu().numpy()
         counts += np.bincount(latent, minlength=len(counts))

@@ -230,8 +230,8 @@ class Activations:
         ids, mask, keep = (getattr(block, f)[cut, :width] for f in ("ids", "mask", "keep"))
         found = dict(self.lm.read(ids, self._stored, mask))
         if "grad" in self.needs:
-            grads = self.lm.gradients(ids, self.sites, mask=mask)
-            found |= {f"{s}.grad": g for s, g in grads.items()}
+            grads = self.lm.gradients(ids, list(dict.fromkeys(s.target for s in self.sites)), mask=mask)
+            found |= {f"{s}.grad": grads[s.target] for s in self.sites}
         rows = {name: a[keep.to(a.device)] for name, a in found.items()}
         return rows | {"doc": block.doc[cut, :width][keep], "position": block.position[cut, :width][keep]}
 
@@ -275,7 +275,7 @@ def activations(
         text: as `tokens.token_blocks`, which also takes `options`: documents, column, eos, where.
         context: tokens in a row; by default 512 or what the model takes.
         buffer: tokens that the stream shuffles over.
-        needs: {"grad"} adds the gradient of the model's loss to every row.
+        needs: {"grad"} adds the gradient of the model's loss, with respect to the target, to every row.
 
     Raises:
         ValueError: a site the model lacks, unknown needs, a context beyond the model's; and as `token_blocks`.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .knobs import Checked, knob
 from .runs import UNFINISHED, Run, RunInUse, find_runs, fresh, lives
 from .saes import build, configured, variant
+from .sites import Site
 from .training import Step, TrainConfig, train
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def run_job(job: Job) -> Iterator[Step]:
 
     run = Run(job.run or fresh(f"runs/{job.variant}-{job.site}"))
     lm, source = _stream(job)
-    sae = build(job.variant, d_in=source.d_in(job.site), seed=job.seed, **job.sae)
+    transcodes = {"transcode": True} if Site(job.site).target != job.site else {}
+    sae = build(job.variant, d_in=source.d_in(job.site), seed=job.seed, **{**transcodes, **job.sae})
     if lm and job.evaluation:
         held_out(lm, job.text, "test", 0, column=job.column).block(0)  # a text too short for it fails now
     yield from train(sae.to(lm.device) if lm else sae, source, run=run.folder, config=job.train)

@@ -19,7 +19,7 @@ class Rows(NamedTuple):
         target: what an SAE of this site should give: `x` itself, unless it transcodes.
         doc: which document each token is from.
         position: where in its document.
-        grad: gradient of the model's CE with respect to x, where it was asked for.
+        grad: gradient of the model's CE with respect to the target, where it was asked for.
     """
 
     x: shapes.Rows

@@ -245,7 +245,7 @@ def test_decoder_rows_keep_unit_norm_where_the_recipe_says_so(trained):
 
 def test_saving_keeps_the_function(sae):
     """All state lives in the state_dict: thresholds and counters included."""
-    sae.prepare(rows(3))
+    sae.prepare(rows(3), rows(3))
     sae.objective(batch_for(sae))
     twin = type(sae)(sae.cfg)
     twin.load_state_dict(sae.state_dict())

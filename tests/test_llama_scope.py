@@ -119,12 +119,12 @@ def test_the_search_finds_the_norm_of_least_loss_at_the_first_steps_k(first):
         losses[norm] = twin(trial, Batch(x, x, batch().dead), first)[2].item()
     best = min(losses, key=losses.get)
     assert 0.1 < best < 1.0 and abs(best - 0.5) > 0.05
-    model.prepare(x)
+    model.prepare(x, x)
     torch.testing.assert_close(model.W_dec.norm(dim=1), torch.full((D_SAE,), best).double(), rtol=0, atol=0.011)
     torch.testing.assert_close(model.W_enc, model.W_dec)
     torch.testing.assert_close(model.W_dec / model.W_dec.norm(dim=1, keepdim=True), directions)
     fixed = build("llama_scope", d_in=D_IN, d_sae=D_SAE, k=K).double()
-    fixed.prepare(x)
+    fixed.prepare(x, x)
     torch.testing.assert_close(fixed.W_dec.norm(dim=1), torch.full((D_SAE,), 0.5).double())
 
 

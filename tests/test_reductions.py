@@ -274,7 +274,7 @@ def test_topk_starts_from_the_geometric_median():
     x = batch(400).x
     x[0] = 1e6
     model = sae("topk", k=K)
-    model.prepare(x)
+    model.prepare(x, x)
     slope = ((model.b_dec - x) / (model.b_dec - x).norm(dim=1, keepdim=True)).sum(0)
     assert model.b_dec.norm() < 1 and slope.norm() < 0.1
 

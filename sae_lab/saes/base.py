@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..knobs import check, knob
-from ..shapes import Acts, LatentMask, Part, Rows, Scalar, TokenInts
+from ..shapes import Acts, Direction, LatentMask, Part, Rows, Scalar, TokenInts
 from ..sparse import Latents, PreActs, choice_dtype, decode, encode
 
 REGISTRY: dict[str, type["SAE"]] = {}
@@ -25,7 +25,7 @@ class Batch:
         target: what `x_hat` should match; `x` itself unless transcoding.
         dead: latents silent for longer than the run's `dead_after` tokens.
         progress: 0.0 at the first step, 1.0 at the last; for schedules.
-        grad: gradient of the model's CE with respect to x. Present if "grad" is needed.
+        grad: gradient of the model's CE with respect to the target. Present if "grad" is needed.
         doc: which document each token is from.
         position: where in its document.
         patched_kl: x_hat -> KL(model || model with x_hat spliced in), nats per token. Present if "patched_kl" is
@@ -105,6 +105,8 @@ class SAE(nn.Module, ABC):
         d_sae: int = field(metadata={"help": "number of latents"})
         seed: int = knob(0, 0, 2**31 - 1, "seed of the weight initialisation")
         encoder_bias: bool = knob(True, help="whether latents have a bias of their own; without, b_enc does not exist")
+        transcode: bool = knob(False, help="whether it predicts another activation than it reads, as at a TC site")
+        skip: bool = knob(False, help="whether a transcoder has a linear path beside its latents")
         choose_in: str = knob(
             "auto",
             choices=("auto", "float32", "bfloat16", "int8"),
@@ -116,6 +118,8 @@ class SAE(nn.Module, ABC):
             for row in ("d_in", "d_sae"):
                 if getattr(self, row) < 1:
                     raise ValueError(f"{row}={getattr(self, row)} must be at least 1.")
+            if self.skip and not self.transcode:
+                raise ValueError("skip=True is for transcoders: the linear path would copy x. Set transcode=True too.")
             k = getattr(self, "k", 1)
             if k > self.d_sae:
                 raise ValueError(f"k={k} must be at most d_sae={self.d_sae}: no token has more latents. Lower k.")
@@ -127,6 +131,8 @@ class SAE(nn.Module, ABC):
 
     def __init__(self, cfg: Any):
         super().__init__()
+        if cfg.transcode and not self.trainable:
+            raise ValueError(f"{self.name} is a baseline for what reads and writes the same: leave out transcode=True.")
         self.cfg = cfg
         self.origin: dict[str, Any] = {}  # where it was trained: model, site, text ...; kept beside saved weights
         rng = torch.Generator().manual_seed(cfg.seed)
@@ -136,6 +142,7 @@ class SAE(nn.Module, ABC):
         self.W_dec = nn.Parameter(W)
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae)) if cfg.encoder_bias else None
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
+        self.W_skip = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_in)) if cfg.skip else None
         self.build()
         if not self.trainable:
             self.requires_grad_(False)
@@ -149,6 +156,11 @@ class SAE(nn.Module, ABC):
         asked = self.cfg.choose_in
         return choice_dtype(self.W_enc.device.type, self.cfg.d_in) if asked == "auto" else getattr(torch, asked)
 
+    @property
+    def centre(self) -> Tensor | None:
+        """What is subtracted before the encoder by those that do: b_dec; a transcoder's is not in x's place."""
+        return None if self.cfg.transcode else self.b_dec
+
     def pre(self, x: Acts, centre: Tensor | None = None, again: LatentMask | None = None) -> PreActs:
         """(x - centre) @ W_enc.T + b_enc, to choose from; `again`: latents a second choice is made among."""
         x, b_enc = x.to(self.W_enc.dtype), self.b_enc
@@ -159,16 +171,25 @@ class SAE(nn.Module, ABC):
         """Latents at inference: each token's depend on that token alone."""
 
     def decode(self, z: Latents) -> Acts:
+        """What the latents give, and b_dec."""
         return decode(z, self.W_dec) + self.b_dec
 
+    def beside(self, x: Acts) -> Acts | Direction:
+        """What x_hat has beside its latents: b_dec, and the linear path where there is one."""
+        return self.b_dec if self.W_skip is None else x.to(self.W_skip) @ self.W_skip.T + self.b_dec
+
+    def reconstruct(self, z: Latents, x: Acts) -> Acts:
+        """x_hat from the latents of x."""
+        return decode(z, self.W_dec) + self.beside(x)
+
     def forward(self, x: Acts) -> Acts:
-        return self.decode(self.encode(x))
+        return self.reconstruct(self.encode(x), x)
 
     @abstractmethod
     def objective(self, batch: Batch) -> Objective:
         """The training forward pass and its loss terms."""
 
-    def prepare(self, x: Rows) -> None:
+    def prepare(self, x: Rows, target: Rows) -> None:
         """Before the first step: set what the paper sets from a first sample of (scaled) activations."""
 
     def after_step(self) -> None:
@@ -178,13 +199,20 @@ class SAE(nn.Module, ABC):
         """After the last step: set what inference needs from fresh training activations."""
 
     @torch.no_grad()
-    def fold(self, scale: float) -> None:
-        """Turn an SAE of x * scale into the same SAE of x."""
+    def fold(self, scale: float, target_scale: float | None = None) -> None:
+        """Turn an SAE of x * scale into the same SAE of x; a transcoder's target has a scale of its own.
+
+        Latents are in units of the target, whose directions keep their norm.
+        """
+        target_scale = scale if target_scale is None else target_scale
         for name in self.in_units:
             if getattr(self, name) is not None:
-                getattr(self, name).div_(scale)
+                getattr(self, name).div_(target_scale)
         for name in self.in_log_units:
-            getattr(self, name).sub_(math.log(scale))
+            getattr(self, name).sub_(math.log(target_scale))
+        for weight in (self.W_enc, self.W_skip) if scale != target_scale else ():
+            if weight is not None:
+                weight.mul_(scale / target_scale)
 
 
 def register(name: str, cls: type[SAE]) -> None:

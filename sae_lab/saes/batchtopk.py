@@ -35,18 +35,18 @@ class BatchTopK(SAE, name="batchtopk"):
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.b_dec)
+        pre = self.pre(x, self.centre)
         return pre.keep(pre.over(self.threshold)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.b_dec, again=batch.dead)
+        pre = self.pre(batch.x, self.centre, again=batch.dead)
         z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
         follow(self.threshold, z, self.cfg.momentum)
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         missed = batch.target - x_hat
         aux = self.cfg.aux_weight * dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux)
         return Objective(x_hat, z, {"mse": energy(missed), "auxk": aux})
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:
-        self.threshold.fill_(batch_threshold((self.pre(x, self.b_dec) for x in chunks), self.cfg.k))
+        self.threshold.fill_(batch_threshold((self.pre(x, self.centre) for x in chunks), self.cfg.k))

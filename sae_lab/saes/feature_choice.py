@@ -49,8 +49,8 @@ class FeatureChoice(SAE, name="feature_choice"):
         self.register_buffer("steps", torch.tensor(0))
 
     @torch.no_grad()
-    def prepare(self, x: Rows) -> None:
-        self.b_dec.copy_(geometric_median(x))
+    def prepare(self, x: Rows, target: Rows) -> None:
+        self.b_dec.copy_(geometric_median(target))
 
     def law(self) -> PerLatent:
         """The density that each latent should have."""
@@ -62,17 +62,17 @@ class FeatureChoice(SAE, name="feature_choice"):
         return apportion(share, total, least=1) if total >= self.cfg.d_sae else draw_lots(share)
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.b_dec)
+        pre = self.pre(x, self.centre)
         return pre.keep(pre.over(self.threshold)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre, tok = self.pre(batch.x, self.b_dec), len(batch.x)
+        pre, tok = self.pre(batch.x, self.centre), len(batch.x)
         mutual = batch.progress < self.cfg.mutual_share
         rule, amount = (batch_topk, self.cfg.k * tok) if mutual else (column_topk, self.quotas(tok))
         z = pre.keep(pre.choose(rule, amount)).relu()
         follow(self.threshold, z, self.cfg.momentum)
         self.latest.copy_(z.support.T.start.diff() / tok)
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         missed = batch.target - x_hat
         short = (1 - self.density / self.law()).relu()
         aux = shortfall_error(pre, self.W_dec, missed, short, self.cfg.k_aux or max(1, self.cfg.d_in // 2))
@@ -87,4 +87,4 @@ class FeatureChoice(SAE, name="feature_choice"):
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:
-        self.threshold.copy_(latent_thresholds((self.pre(x, self.b_dec) for x in chunks), self.law(), self.cfg.k))
+        self.threshold.copy_(latent_thresholds((self.pre(x, self.centre) for x in chunks), self.law(), self.cfg.k))

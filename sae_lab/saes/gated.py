@@ -39,8 +39,8 @@ class Gated(SAE, name="gated"):
 
     def objective(self, batch: Batch) -> Objective:
         gate, z = self._fire(batch.x)
-        x_hat = self.decode(z)
-        by_gates = decode(gate, self.W_dec.detach()) + self.b_dec.detach()
+        x_hat = self.reconstruct(z, batch.x)
+        by_gates = decode(gate, self.W_dec.detach()) + self.beside(batch.x).detach()
         price = self.cfg.l1_weight * ramp(batch.progress, self.recipe.sparsity_warmup)
         terms = {
             "mse": mse(x_hat, batch.target),
@@ -59,8 +59,8 @@ class Gated(SAE, name="gated"):
         rescale = self.r_mag.exp()
         W_enc = self.W_enc * rescale[:, None]
         threshold = (self.b_mag - rescale * self._b_gate).relu()
-        b_enc = self.b_mag - W_enc @ self.b_dec
-        kept = {"W_dec": self.W_dec.clone(), "b_dec": self.b_dec.clone()}
+        b_enc = self.b_mag if self.centre is None else self.b_mag - W_enc @ self.centre
+        kept = {name: getattr(self, name).clone() for name in ("W_dec", "b_dec", "W_skip") if name in self.state_dict()}
         return {"W_enc": W_enc, "b_enc": b_enc, "log_threshold": threshold.log(), **kept}
 
     @property
@@ -69,7 +69,7 @@ class Gated(SAE, name="gated"):
 
     def _fire(self, x: Acts) -> tuple[Latents, Latents]:
         """relu(u + b_enc) and f, both where gates are open."""
-        pre = encode(x.to(self.W_enc.dtype), self.W_enc, centre=self.b_dec, choose_in=self.choose_in)
+        pre = encode(x.to(self.W_enc.dtype), self.W_enc, centre=self.centre, choose_in=self.choose_in)
         u = pre.keep(pre.over(-self._b_gate.detach()))
         magnitude = u.at(self.r_mag.exp()) * u.value + u.at(self.b_mag)
         return u.to(u.value + u.at(self._b_gate)), u.to(magnitude.relu())

@@ -42,22 +42,22 @@ class Gradient(SAE, name="gradient"):
         self.register_buffer("per_grad", torch.tensor(0.0))  # 1 / the gradient's size; it scales as x does
 
     @torch.no_grad()
-    def prepare(self, x: Rows) -> None:
-        self.b_dec.copy_(geometric_median(x))
+    def prepare(self, x: Rows, target: Rows) -> None:
+        self.b_dec.copy_(geometric_median(target))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.b_dec)
+        pre = self.pre(x, self.centre)
         return pre.keep(pre.choose(topk, self.cfg.k)).relu()
 
     def encode_with_grad(self, x: Acts, grad: Acts) -> Latents:
         """Latents chosen as in training; the gradient's size is that of the last training batches."""
-        pre = self.pre(x, self.b_dec)
+        pre = self.pre(x, self.centre)
         return pre.keep(self._choose(pre, grad.reshape(pre.centred.shape), self.per_grad)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.b_dec, again=batch.dead)
+        pre = self.pre(batch.x, self.centre, again=batch.dead)
         z = pre.keep(self._choose(pre, batch.grad, self._measure(batch.grad))).relu()
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         missed = batch.target - x_hat
         aux = dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux or max(1, self.cfg.d_in // 2))
         aux = self.cfg.aux_weight * aux / power(missed).clamp(min=1e-12)

@@ -59,7 +59,7 @@ class JumpReLU(SAE, name="jumprelu"):
         at = v.at(theta)
         over = _Step.apply(v.value, at, cfg.bandwidth)
         z = v.to(v.value * over.detach() + at.detach() * (over - over.detach()))
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         l0 = over.sum() / len(batch.x)
         price = cfg.l0_weight * l0 if cfg.target_l0 is None else cfg.target_weight * (l0 / cfg.target_l0 - 1).square()
         sparsity = ramp(batch.progress, self.recipe.sparsity_warmup) * price
@@ -70,7 +70,7 @@ class JumpReLU(SAE, name="jumprelu"):
         self.log_threshold.clamp_(min=math.log(self.cfg.bandwidth / 2))
 
     def _pre(self, x: Acts) -> PreActs:
-        return self.pre(x, self.b_dec if self.cfg.centred else None)
+        return self.pre(x, self.centre if self.cfg.centred else None)
 
 
 class _Step(torch.autograd.Function):

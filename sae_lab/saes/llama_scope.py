@@ -49,11 +49,11 @@ class LlamaScope(SAE, name="llama_scope"):
         self._rescale(self.cfg.init_norm or 0.5)
 
     @torch.no_grad()
-    def prepare(self, x: Rows) -> None:
+    def prepare(self, x: Rows, target: Rows) -> None:
         """The grid search of the released code (its final runs took 0.5): tenths, then 20 points around the best."""
         if self.cfg.init_norm is None:
-            norm = self._best_norm(x, [step / 10 for step in range(1, 11)])
-            self._rescale(self._best_norm(x, torch.linspace(norm - 0.09, norm + 0.1, 20).tolist()))
+            norm = self._best_norm(x, target, [step / 10 for step in range(1, 11)])
+            self._rescale(self._best_norm(x, target, torch.linspace(norm - 0.09, norm + 0.1, 20).tolist()))
 
     def encode(self, x: Acts) -> Latents:
         pre = self.pre(x)
@@ -62,7 +62,7 @@ class LlamaScope(SAE, name="llama_scope"):
     def objective(self, batch: Batch) -> Objective:
         pre = self.pre(batch.x)
         z = pre.keep(self._best(pre, self.kept(batch.progress))).relu()
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         return Objective(x_hat, z, {"error": relative_error(x_hat, batch.target)})
 
     def kept(self, progress: float) -> int:
@@ -86,12 +86,12 @@ class LlamaScope(SAE, name="llama_scope"):
         """The k latents of each token with the largest activation times decoder norm."""
         return pre.choose(topk, k, price=self.W_dec.detach().norm(dim=1))
 
-    def _best_norm(self, x: Rows, norms: list[float]) -> float:
+    def _best_norm(self, x: Rows, target: Rows, norms: list[float]) -> float:
         """The norm of all rows with which the first step's loss is least."""
-        losses = []
+        losses, silent = [], x.new_zeros(self.cfg.d_sae, dtype=torch.bool)
         for norm in norms:
             self._rescale(norm)
-            losses.append(self.objective(Batch(x, x, x.new_zeros(self.cfg.d_sae, dtype=torch.bool))).terms["error"])
+            losses.append(self.objective(Batch(x, target, silent)).terms["error"])
         return norms[int(torch.stack(losses).argmin())]
 
     def _rescale(self, norm: float) -> None:

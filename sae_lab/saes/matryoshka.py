@@ -50,27 +50,27 @@ class Matryoshka(SAE, name="matryoshka"):
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.b_dec)
+        pre = self.pre(x, self.centre)
         return pre.keep(pre.over(self.threshold)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.b_dec, again=batch.dead)
+        pre = self.pre(batch.x, self.centre, again=batch.dead)
         z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
         follow(self.threshold, z, self.cfg.momentum)
-        levels = self.levels(z)
+        levels = self.levels(z, batch.x)
         errors = [mse(x_hat, batch.target) for x_hat in (levels if self.cfg.bias_level else levels[1:])]
         missed = (batch.target - levels[-1]).detach()
         aux = self.cfg.aux_weight * dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux)
         return Objective(levels[-1], z, {"mse": sum(errors) / len(errors), "auxk": aux})
 
-    def levels(self, z: Latents) -> list[Tensor]:
+    def levels(self, z: Latents, x: Acts) -> list[Tensor]:
         """Reconstructions from no latent, the first prefix, the second ... and the whole dictionary."""
         shells = decode(z.split(self.cfg.bounds), self.W_dec)  # what each prefix adds to the one before
-        x_hats = [self.b_dec.expand(*shells.shape[:-2], -1)]
+        x_hats = [self.beside(x).expand(*shells.shape[:-2], -1)]
         for shell in shells.unbind(-2):
             x_hats.append(x_hats[-1] + shell)
         return x_hats
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:
-        self.threshold.fill_(batch_threshold((self.pre(x, self.b_dec) for x in chunks), self.cfg.k))
+        self.threshold.fill_(batch_threshold((self.pre(x, self.centre) for x in chunks), self.cfg.k))

@@ -46,19 +46,19 @@ class MutualChoice(SAE, name="mutual_choice"):
         self.register_buffer("steps", torch.tensor(0))
 
     @torch.no_grad()
-    def prepare(self, x: Rows) -> None:
-        self.b_dec.copy_(geometric_median(x))
+    def prepare(self, x: Rows, target: Rows) -> None:
+        self.b_dec.copy_(geometric_median(target))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.b_dec)
+        pre = self.pre(x, self.centre)
         return pre.keep(pre.over(self.threshold)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.b_dec)
+        pre = self.pre(batch.x, self.centre)
         z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
         follow(self.threshold, z, self.cfg.momentum)
         self.latest.copy_(z.support.T.start.diff() / len(batch.x))
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         missed = batch.target - x_hat
         law = zipf_density(self.density, self.cfg.k, self.cfg.zipf, self.cfg.shift)
         short = (1 - self.density / law).relu()
@@ -74,4 +74,4 @@ class MutualChoice(SAE, name="mutual_choice"):
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:
-        self.threshold.fill_(batch_threshold((self.pre(x, self.b_dec) for x in chunks), self.cfg.k))
+        self.threshold.fill_(batch_threshold((self.pre(x, self.centre) for x in chunks), self.cfg.k))

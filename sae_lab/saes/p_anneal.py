@@ -37,12 +37,12 @@ class PAnneal(SAE, name="p_anneal"):
         self.register_buffer("sums", torch.zeros(self.cfg.queue, 2))  # of the last batches: with this p, with the next
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.b_dec)
+        pre = self.pre(x, self.centre)
         return pre.keep(pre.over(0.0)).relu()
 
     def objective(self, batch: Batch) -> Objective:
         z = self.encode(batch.x)
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         self._anneal(z, batch.progress)
         price = self.cfg.l1_weight * ramp(batch.progress, self.recipe.sparsity_warmup) * self.balance
         penalty = price * lpp(z, self.p(int(self.updated)))

@@ -37,12 +37,12 @@ class PCA(SAE, name="pca"):
         self._set(torch.eye(self.cfg.d_in))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.b_dec)
+        pre = self.pre(x, self.centre)
         return pre.keep(pre.choose(topk, self.cfg.k)).relu()
 
     def objective(self, batch: Batch) -> Objective:
         z = self.encode(batch.x)
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         return Objective(x_hat, z, {"mse": mse(x_hat, batch.target)})
 
     @torch.no_grad()

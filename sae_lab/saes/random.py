@@ -24,14 +24,14 @@ class Random(SAE, name="random"):
         encoder_bias: bool = knob(False, help="whether latents have a bias of their own; without, b_enc does not exist")
 
     @torch.no_grad()
-    def prepare(self, x: Rows) -> None:
-        self.b_dec.copy_(x.mean(0))
+    def prepare(self, x: Rows, target: Rows) -> None:
+        self.b_dec.copy_(target.mean(0))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.b_dec)
+        pre = self.pre(x, self.centre)
         return pre.keep(pre.choose(topk, self.cfg.k)).relu()
 
     def objective(self, batch: Batch) -> Objective:
         z = self.encode(batch.x)
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         return Objective(x_hat, z, {"mse": mse(x_hat, batch.target)})

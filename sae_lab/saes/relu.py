@@ -33,7 +33,7 @@ class ReLU(SAE, name="relu"):
 
     def objective(self, batch: Batch) -> Objective:
         z = self.encode(batch.x)
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         price = self.cfg.l1_weight * ramp(batch.progress, self.recipe.sparsity_warmup)
         sparsity = price * l1(z, z.at(self.W_dec.norm(dim=1)))
         return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "l1": sparsity})

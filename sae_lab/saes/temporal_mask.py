@@ -61,7 +61,7 @@ class TemporalMask(SAE, name="temporal_mask"):
     def objective(self, batch: Batch) -> Objective:
         masked = self.masked if batch.progress >= self.cfg.mask_warmup else torch.zeros_like(self.masked)
         z = self._without(masked, batch.x)
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         self._observe(z, batch.target - x_hat, masked)
         price = self.cfg.l1_weight * ramp(batch.progress, self.recipe.sparsity_warmup)
         sparsity = price * l1(z, z.at(self.W_dec.norm(dim=1)))

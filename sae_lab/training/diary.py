@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..runs import Checkpoint, Damaged, DiskFull, Run, write_sae
+from ..sites import Site
 from ..sources import Source
 from .member import Member
 from .steps import Step
@@ -55,7 +56,7 @@ class Diary:
                 config = measure()
             configs.append(config)
         for member, config in zip(members, configs):
-            member.begin(config["scale"])
+            member.begin(config["scale"], config.get("target_scale", config["scale"]))
             member.choose_in(config["choose_in"])
         self.opened = True
 
@@ -213,7 +214,10 @@ def about(member: Member) -> dict[str, Any]:
 def measured(member: Member, source: Source) -> dict[str, Any]:
     """What a run measures once, and holds to the end."""
     dtype = str(member.sae.choose_in).removeprefix("torch.")
-    return {"scale": member.measured_scale(source), "choose_in": dtype, "environment": environment()}
+    scale = member.measured_scale(source, member.site)
+    target = Site(member.site).target
+    other = {} if target == member.site else {"target_scale": member.measured_scale(source, target)}
+    return {"scale": scale, **other, "choose_in": dtype, "environment": environment()}
 
 
 def environment() -> dict[str, Any]:

@@ -19,7 +19,6 @@ import torch
 
 from ..runs import DiskFull
 from ..saes import SAE, Batch, Objective
-from ..shapes import Rows
 from ..sites import Site
 from ..sources import Source
 from .config import TrainConfig, configured
@@ -193,12 +192,13 @@ class _Training:
         sample = self._draw(SAMPLE) if wanting else {}
         with drawing(self.rng):
             for member in wanting:
-                member.sae.prepare(torch.cat(sample[member.site]).to(member.sae.W_dec) * member.scale)
+                x, target = (torch.cat(rows) for rows in zip(*((r.x, r.target) for r in sample[member.site])))
+                member.sae.prepare(member.scaled(x), member.scaled_target(target))
 
-    def _draw(self, tokens: int) -> dict[str, list[Rows]]:
+    def _draw(self, tokens: int) -> dict[str, list[Any]]:
         """Fresh rows of every site, in batches, at least `tokens` of them."""
         draws = [self.source.next(self.config.batch) for _ in range(-(-tokens // self.config.batch))]
-        return {site: [rows[site].x for rows in draws] for site in {member.site for member in self.members}}
+        return {site: [rows[site] for rows in draws] for site in {member.site for member in self.members}}
 
     def _resume(self) -> bool:
         """Whether there was a checkpoint to go on from."""
@@ -234,7 +234,7 @@ class _Training:
         fresh = self._draw(self.config.calibration_tokens) if wanting or not self.steps else {}
         with drawing(self.rng):
             for member in wanting:
-                member.sae.calibrate([member.scaled(x) for x in fresh[member.site]])
+                member.sae.calibrate([member.scaled(rows.x) for rows in fresh[member.site]])
         if not self.steps:
             self._look(fresh)
         for member in self.members:
@@ -242,10 +242,9 @@ class _Training:
         self.diary.keep(self.members)
         self.diary.beat("done", self._step())
 
-    def _look(self, fresh: dict[str, list[Rows]]) -> None:
+    def _look(self, fresh: dict[str, list[Any]]) -> None:
         """Measures SAEs that take no steps."""
-        xs = [member.scaled(fresh[member.site][0]) for member in self.members]
-        batches = [Batch(x=x, target=x, dead=member.dead) for x, member in zip(xs, self.members)]
+        batches = [member.batch(fresh[member.site][0], 0.0) for member in self.members]
         with torch.no_grad():
             self._measure(batches, [m.sae.objective(batch) for m, batch in zip(self.members, batches)])
         self.measured = 0
@@ -296,6 +295,9 @@ def placed(saes: Any, source: Source) -> list[tuple[str, SAE]]:
         missing = sae.needs - {"peers"} - set(getattr(source, "needs", ()))
         if missing:
             raise ValueError(f"{sae.name} needs {', '.join(missing)}: activations(..., needs={sorted(missing)}).")
+        if sae.cfg.transcode != (Site(site).target != site):
+            wants = "transcode=True: what it gives is the MLP's output" if not sae.cfg.transcode else "transcode=False"
+            raise ValueError(f"{sae.name} at {site} has to be built with {wants}.")
         if sae.cfg.d_in != source.d_in(site):
             raise ValueError(
                 f"{sae.name} has d_in={sae.cfg.d_in}, but {site} is {source.d_in(site)} wide: build it so."

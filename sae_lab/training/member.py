@@ -16,11 +16,13 @@ from .config import TrainConfig
 
 
 class Member:
-    """An SAE on its way: it eats `x * scale` until `release` folds the scale into its weights."""
+    """An SAE on its way: it eats `x * scale` and gives `target * target_scale` until `release` folds both into its
+    weights. They are one number unless it transcodes."""
 
     def __init__(self, sae: SAE, site: str, config: TrainConfig):
         self.sae, self.site, self.config, self.recipe, self.asked = sae, site, config, sae.recipe, sae.cfg
-        self.scale, self.trained_before = 1.0, bool(sae.origin)
+        self.scale = self.target_scale = 1.0
+        self.trained_before = bool(sae.origin)
         self.peak = config.lr or self.recipe.lr_for(sae.cfg.d_sae)
         self.peers: tuple[SAE, ...] = ()
         self.silent = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_dec.device)
@@ -32,16 +34,16 @@ class Member:
             self.adam = Adam(named, self.peak, self.recipe.betas, self.recipe.eps, unit)
             self.adam.zero_grad()  # whatever somebody left there
 
-    def begin(self, scale: float) -> None:
-        """From here on the SAE eats `x * scale`; one that was trained before ate raw activations until now."""
-        self.scale = scale
+    def begin(self, scale: float, target_scale: float) -> None:
+        """From here on the SAE eats scaled activations; one that was trained before ate raw ones until now."""
+        self.scale, self.target_scale = scale, target_scale
         if self.trained_before:
-            self.sae.fold(1 / scale)
+            self.sae.fold(1 / scale, 1 / target_scale)
 
-    def measured_scale(self, source: Source) -> float:
-        """What multiplies x, measured once in a run: to unit mean square ("unit_ms"), to a mean norm of sqrt(d_in)
-        ("sqrt_d"), or 1 ("none")."""
-        scaling, s = self.config.scaling or self.recipe.scaling, source.statistics(self.site)
+    def measured_scale(self, source: Source, site: str) -> float:
+        """What multiplies a site's activations, measured once in a run: to unit mean square ("unit_ms"), to a mean norm
+        of sqrt(d_in) ("sqrt_d"), or 1 ("none")."""
+        scaling, s = self.config.scaling or self.recipe.scaling, source.statistics(site)
         if scaling == "none":
             return 1.0
         size, aim = (
@@ -65,13 +67,13 @@ class Member:
     def batch(self, rows: Any, progress: float) -> Batch:
         """The rows as this SAE sees them: scaled, on its device, with what it needs."""
         x = self.scaled(rows.x)
-        target = x if rows.target is rows.x else self.scaled(rows.target)
+        target = x if rows.target is rows.x else self.scaled_target(rows.target)
         return Batch(
             x=x,
             target=target,
             dead=self.dead,
             progress=progress,
-            grad=None if rows.grad is None else rows.grad.to(x) / self.scale,
+            grad=None if rows.grad is None else rows.grad.to(x) / self.target_scale,
             doc=rows.doc,
             position=rows.position,
             peers=self.peers,
@@ -79,6 +81,9 @@ class Member:
 
     def scaled(self, x: Tensor) -> Tensor:
         return x.to(self.sae.W_dec) * self.scale
+
+    def scaled_target(self, target: Tensor) -> Tensor:
+        return target.to(self.sae.W_dec) * self.target_scale
 
     def clipping(self, index: int) -> float:
         """What the gradient is multiplied by.
@@ -136,7 +141,7 @@ class Member:
     def release(self) -> None:
         """Folds the scale into the weights: from now on the SAE eats raw activations."""
         if not self.folded:
-            self.sae.fold(self.scale)
+            self.sae.fold(self.scale, self.target_scale)
             self.folded = True
         self.sae.cfg = self.asked
 
@@ -144,5 +149,5 @@ class Member:
         """The SAE as it is now, thresholds set on `x` (in raw units), eating raw activations."""
         sae = copy.deepcopy(self.sae)
         sae.calibrate([self.scaled(x)])
-        sae.fold(self.scale)
+        sae.fold(self.scale, self.target_scale)
         return sae
