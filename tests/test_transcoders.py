@@ -1,4 +1,4 @@
-"""Any variant as a transcoder: it reads what the MLP reads and predicts what it gives, with a linear path or without."""
+"""Any variant as a transcoder: it reads what the MLP reads and predicts what it gives, linear path or not."""
 
 from types import SimpleNamespace
 
