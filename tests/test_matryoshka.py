@@ -72,7 +72,7 @@ def test_values_and_gradients_equal_dense_autograd(bias_level, encoder_bias):
 def test_a_level_is_what_remains_when_later_latents_are_silenced():
     model = sae()
     z = model.objective(batch()).z
-    levels = model.levels(z)
+    levels = model.levels(z, batch().x)
     assert torch.equal(levels[0], model.b_dec.expand(50, -1))
     for end, x_hat in zip([0, *ENDS], levels, strict=True):
         only = model.decode(z.to(z.value * (z.support.latent < end)))
@@ -104,7 +104,7 @@ def test_one_level_is_batchtopk_and_the_bias_level_halves_its_gradient():
 def test_3d_latents_have_3d_levels():
     model, x = sae(), batch(tok=48).x.detach()
     model.calibrate([x])
-    flat, deep = model.levels(model.encode(x)), model.levels(model.encode(x.view(4, 12, D_IN)))
+    flat, deep = (model.levels(model.encode(rows), rows) for rows in (x, x.view(4, 12, D_IN)))
     for a, c in zip(flat, deep, strict=True):
         torch.testing.assert_close(a.view(4, 12, D_IN), c)
 

@@ -80,7 +80,7 @@ def test_the_input_is_scaled_as_the_recipe_says(scaling, size):
         def statistics(self, site):
             return super().statistics(site)._replace(mean_norm=1.5, mean_square=0.25)
 
-    assert Member(topk(), "L1R", TrainConfig(scaling=scaling)).measured_scale(Flat()) == pytest.approx(size)
+    assert Member(topk(), "L1R", TrainConfig(scaling=scaling)).measured_scale(Flat(), "L1R") == pytest.approx(size)
 
 
 def test_the_learning_rate_rises_stays_and_falls():
