@@ -1,0 +1,145 @@
+"""Mutual Feature Regularization: TopK SAEs trained side by side, each drawn to the features that the others find."""
+
+from dataclasses import dataclass, replace
+from math import pi, sin, sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch.nn.functional import cosine_similarity, normalize
+
+from ..knobs import knob
+from ..shapes import Acts, LatentInts, Rows, Scalar
+from ..sparse import Latents, topk
+from .base import SAE, Batch, Objective, Recipe
+from .losses import dead_error, energy, geometric_median, power, ramp
+
+
+class MutualFeature(SAE, name="mutual_feature"):
+    """`train([a, b, ...], source)` of members built with different seeds adds, over all of them, weight * ramp * mean
+    over pairs of (1 - mean cosine of matched decoder rows), rows matched one to one so that this mean is largest. A
+    member's own term is its share: (1 - cosine) averaged over its peers, divided by the number of members. Gradients
+    reach both SAEs of a pair. Only members of this method take part; one alone is `topk`.
+
+    The method is the penalty and the re-initialisation: a member whose densities are far from k / d_sae, by the mean of
+    (|density - k / d_sae| / (k / d_sae))^3 over latents, starts anew, all of it but b_dec, and loses its Adam moments.
+
+    The authors' code adds the mean over pairs to every member's loss, but each optimiser drops what came before its own
+    backward pass, so a pair counts once, as here. What differs: their SAE is tied, without b_dec and AuxK, and keeps
+    the k largest numbers even if negative, where ours is `topk`, compared by decoder rows; their error is a mean over
+    d_in, so their weights are other numbers; they match at every step, ramp over 100 steps, draw orthogonal weights,
+    re-initialise before the step, throughout, against a density of 0.0625, and give member i a k of i * k.
+    """
+
+    paper = "Marks et al. 2024, arXiv:2411.01220"
+    recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
+    needs = frozenset({"peers"})
+
+    @dataclass(frozen=True)
+    class Config(SAE.Config):
+        k: int = knob(32, 1, 512, "latents kept per token")
+        weight: float = knob(0.1, 0.0, 1e4, "weight of the penalty on members that differ; 0: independent SAEs")
+        ramp_share: float = knob(0.05, 0.0, 1.0, "share of the run over which that weight rises, by a cosine")
+        match_every: int = knob(10, 1, 10**6, "steps between matchings, which take time as d_sae^3 in the worst case")
+        reinit_above: float = knob(2.5, 0.0, 1e30, "unevenness of the densities above which a member starts anew")
+        reinit_share: float = knob(0.1, 0.0, 1.0, "share of the run, at its start, in which a member may start anew")
+        k_aux: int | None = knob(None, 1, 8192, "dead latents that explain the residual; by default d_in / 2")
+        aux_weight: float = knob(1 / 32, 0.0, 10.0, "weight of the AuxK term")
+
+    def build(self) -> None:
+        self.register_buffer("steps", torch.tensor(0))  # since the weights were drawn
+        self.register_buffer("births", torch.tensor(0))  # how often it started anew
+        self.register_buffer("uneven", torch.tensor(0.0))  # the densities of the last batch
+        self.register_buffer("partner", torch.empty(0, self.cfg.d_sae).long())  # by member: matched latents, -1: none
+        self.register_buffer("matched", torch.empty(0).long())  # by member: the step of that
+        self.register_load_state_dict_pre_hook(_make_room)
+
+    @torch.no_grad()
+    def prepare(self, x: Rows) -> None:
+        self.b_dec.copy_(geometric_median(x))
+
+    def encode(self, x: Acts) -> Latents:
+        pre = self.pre(x, self.b_dec)
+        return pre.keep(pre.choose(topk, self.cfg.k)).relu()
+
+    def objective(self, batch: Batch) -> Objective:
+        pre = self.pre(batch.x, self.b_dec, again=batch.dead)
+        z = pre.keep(pre.choose(topk, self.cfg.k)).relu()
+        x_hat = self.decode(z)
+        self._observe(z, batch.progress)
+        missed = batch.target - x_hat
+        aux = dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux or max(1, self.cfg.d_in // 2))
+        aux = self.cfg.aux_weight * aux / power(missed).clamp(min=1e-12)
+        terms = {"mse": energy(missed), "auxk": aux}
+        peers = [peer for peer in batch.peers if peer.name == self.name]
+        if peers and self.cfg.weight:
+            weight = self.cfg.weight * sin(pi / 2 * ramp(batch.progress, self.cfg.ramp_share)) ** 2
+            terms["mutual"] = weight / (1 + len(peers)) * self.disagreement(peers)
+        return Objective(x_hat, z, terms)
+
+    def disagreement(self, peers: list[SAE]) -> Scalar:
+        """1 - cosine of matched decoder rows, averaged over them and over the peers.
+
+        Raises:
+            ValueError: if two members have the same seed.
+        """
+        team = sorted((self, *peers), key=lambda sae: sae.cfg.seed)
+        seeds = [sae.cfg.seed for sae in team]
+        if len(set(seeds)) < len(team):
+            raise ValueError(f"Members of seeds {seeds}: alike from the start, two would stay so. Give each its own.")
+        me, cosines = team.index(self), []
+        for place, peer in enumerate(team):
+            if peer is not self:  # the one of the lower seed keeps the matching of a pair
+                (a, b), at = ((self, peer), place) if me < place else ((peer, self), me)
+                mine, theirs = a._matching(b, at, len(team))
+                rows = a.W_dec.index_select(0, mine), b.W_dec.index_select(0, theirs)
+                cosines.append(cosine_similarity(*rows, dim=1).mean())
+        return 1 - torch.stack(cosines).mean()
+
+    @torch.no_grad()
+    def after_step(self) -> LatentInts | None:
+        """The latents that start anew: all or none."""
+        self.steps += 1
+        if not self.uneven > self.cfg.reinit_above:
+            return None
+        self.births += 1
+        state = np.random.SeedSequence((self.cfg.seed, int(self.births))).generate_state(1)
+        fresh = type(self)(replace(self.cfg, seed=int(state[0] % 2**31)))
+        for name, p in self.named_parameters():
+            if name != "b_dec":
+                p.copy_(getattr(fresh, name))
+        for buffer, value in ((self.steps, 0), (self.uneven, 0.0), (self.matched, -1)):
+            buffer.fill_(value)
+        return torch.arange(self.cfg.d_sae, device=self.W_dec.device)
+
+    @torch.no_grad()
+    def _observe(self, z: Latents, progress: float) -> None:
+        """Measures how far the batch's densities are from all alike."""
+        target = self.cfg.k / self.cfg.d_sae
+        density = torch.bincount(z.support.latent[z.value != 0], minlength=self.cfg.d_sae) / max(1, z.support.tok)
+        uneven = ((density - target).abs() / target).pow(3).mean()
+        self.uneven.copy_(uneven if progress < self.cfg.reinit_share else 0.0)
+
+    @torch.no_grad()
+    def _matching(self, other: "MutualFeature", at: int, members: int) -> tuple[LatentInts, LatentInts]:
+        """Latents of this SAE and those of the other that they are matched with, from the last step that was due."""
+        if len(self.matched) != members:
+            self.partner = self.partner.new_full((members, self.cfg.d_sae), -1)
+            self.matched = self.matched.new_full((members,), -1)
+        due = self.matched[at] < 0 or other.steps == 0 or self.steps % self.cfg.match_every == 0
+        if due and self.matched[at] != self.steps:
+            cosines = normalize(self.W_dec) @ normalize(other.W_dec).T
+            mine, theirs = linear_sum_assignment(cosines.nan_to_num_().cpu(), maximize=True)  # a NaN is for the loss
+            self.partner[at].fill_(-1)
+            self.partner[at, torch.as_tensor(mine)] = torch.as_tensor(theirs).to(self.partner)
+            self.matched[at] = self.steps
+        mine = (self.partner[at] >= 0).nonzero()[:, 0]
+        return mine, self.partner[at, mine]
+
+
+def _make_room(sae: MutualFeature, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """For the matchings of as many members as the loaded state is of."""
+    for name in ("partner", "matched"):
+        if prefix + name in state:
+            setattr(sae, name, getattr(sae, name).new_empty(state[prefix + name].shape))
