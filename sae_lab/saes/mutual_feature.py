@@ -42,8 +42,9 @@ class MutualFeature(SAE, name="mutual_feature"):
         weight: float = knob(0.1, 0.0, 1e4, "weight of the penalty on members that differ; 0: independent SAEs")
         ramp_share: float = knob(0.05, 0.0, 1.0, "share of the run over which that weight rises, by a cosine")
         match_every: int = knob(10, 1, 10**6, "steps between matchings, which take time as d_sae^3 in the worst case")
-        reinit_above: float = knob(2.5, 0.0, 1e30, "unevenness of the densities above which a member starts anew")
-        reinit_share: float = knob(0.1, 0.0, 1.0, "share of the run, at its start, in which a member may start anew")
+        reinit_above: float | None = knob(
+            None, 0.0, 1e30, "unevenness of the densities above which a member starts anew; None: never; authors: 2.5"
+        )
         k_aux: int | None = knob(None, 1, 8192, "dead latents that explain the residual; by default d_in / 2")
         aux_weight: float = knob(1 / 32, 0.0, 10.0, "weight of the AuxK term")
 
@@ -51,6 +52,7 @@ class MutualFeature(SAE, name="mutual_feature"):
         self.register_buffer("steps", torch.tensor(0))  # since the weights were drawn
         self.register_buffer("births", torch.tensor(0))  # how often it started anew
         self.register_buffer("uneven", torch.tensor(0.0))  # the densities of the last batch
+        self.register_buffer("members", torch.empty(0).long())  # their seeds, in order
         self.register_buffer("partner", torch.empty(0, self.cfg.d_sae).long())  # by member: matched latents, -1: none
         self.register_buffer("matched", torch.empty(0).long())  # by member: the step of that
         self.register_load_state_dict_pre_hook(_make_room)
@@ -67,7 +69,7 @@ class MutualFeature(SAE, name="mutual_feature"):
         pre = self.pre(batch.x, self.b_dec, again=batch.dead)
         z = pre.keep(pre.choose(topk, self.cfg.k)).relu()
         x_hat = self.decode(z)
-        self._observe(z, batch.progress)
+        self._observe(z)
         missed = batch.target - x_hat
         aux = dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux or max(1, self.cfg.d_in // 2))
         aux = self.cfg.aux_weight * aux / power(missed).clamp(min=1e-12)
@@ -92,7 +94,7 @@ class MutualFeature(SAE, name="mutual_feature"):
         for place, peer in enumerate(team):
             if peer is not self:  # the one of the lower seed keeps the matching of a pair
                 (a, b), at = ((self, peer), place) if me < place else ((peer, self), me)
-                mine, theirs = a._matching(b, at, len(team))
+                mine, theirs = a._matching(b, at, seeds)
                 rows = a.W_dec.index_select(0, mine), b.W_dec.index_select(0, theirs)
                 cosines.append(cosine_similarity(*rows, dim=1).mean())
         return 1 - torch.stack(cosines).mean()
@@ -101,7 +103,7 @@ class MutualFeature(SAE, name="mutual_feature"):
     def after_step(self) -> LatentInts | None:
         """The latents that start anew: all or none."""
         self.steps += 1
-        if not self.uneven > self.cfg.reinit_above:
+        if self.cfg.reinit_above is None or not self.uneven > self.cfg.reinit_above:
             return None
         self.births += 1
         state = np.random.SeedSequence((self.cfg.seed, int(self.births))).generate_state(1)
@@ -114,19 +116,19 @@ class MutualFeature(SAE, name="mutual_feature"):
         return torch.arange(self.cfg.d_sae, device=self.W_dec.device)
 
     @torch.no_grad()
-    def _observe(self, z: Latents, progress: float) -> None:
+    def _observe(self, z: Latents) -> None:
         """Measures how far the batch's densities are from all alike."""
         target = self.cfg.k / self.cfg.d_sae
         density = torch.bincount(z.support.latent[z.value != 0], minlength=self.cfg.d_sae) / max(1, z.support.tok)
-        uneven = ((density - target).abs() / target).pow(3).mean()
-        self.uneven.copy_(uneven if progress < self.cfg.reinit_share else 0.0)
+        self.uneven.copy_(((density - target).abs() / target).pow(3).mean())
 
     @torch.no_grad()
-    def _matching(self, other: "MutualFeature", at: int, members: int) -> tuple[LatentInts, LatentInts]:
+    def _matching(self, other: "MutualFeature", at: int, seeds: list[int]) -> tuple[LatentInts, LatentInts]:
         """Latents of this SAE and those of the other that they are matched with, from the last step that was due."""
-        if len(self.matched) != members:
-            self.partner = self.partner.new_full((members, self.cfg.d_sae), -1)
-            self.matched = self.matched.new_full((members,), -1)
+        if self.members.tolist() != seeds:
+            self.members = self.members.new_tensor(seeds)
+            self.partner = self.partner.new_full((len(seeds), self.cfg.d_sae), -1)
+            self.matched = self.matched.new_full((len(seeds),), -1)
         due = self.matched[at] < 0 or other.steps == 0 or self.steps % self.cfg.match_every == 0
         if due and self.matched[at] != self.steps:
             cosines = normalize(self.W_dec) @ normalize(other.W_dec).T
@@ -140,6 +142,6 @@ class MutualFeature(SAE, name="mutual_feature"):
 
 def _make_room(sae: MutualFeature, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """For the matchings of as many members as the loaded state is of."""
-    for name in ("partner", "matched"):
+    for name in ("members", "partner", "matched"):
         if prefix + name in state:
             setattr(sae, name, getattr(sae, name).new_empty(state[prefix + name].shape))
