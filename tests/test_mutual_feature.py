@@ -57,14 +57,15 @@ def test_identical_saes_pay_nothing_also_if_their_latents_are_permuted():
     assert a.disagreement([b]) > 0.3
     with torch.no_grad():
         b.W_dec.copy_(3 * a.W_dec[torch.randperm(D_SAE, generator=torch.Generator().manual_seed(0))])
-    b.steps.fill_(0)
-    a.steps.fill_(10)  # the next matching
+    a.steps += a.cfg.match_every
     assert a.disagreement([b]).abs() < 1e-6
 
 
 def test_the_matching_is_the_best_of_all_permutations():
     for seed in range(5):
         a, b = team(2 * seed, 2 * seed + 1, d_sae=6)
+        with torch.no_grad():
+            b.W_dec *= torch.logspace(-1, 1, 6)[:, None]
         torch.testing.assert_close(a.disagreement([b]), 1 - best_cosine(a, b))
 
 
@@ -72,6 +73,11 @@ def test_a_narrow_member_is_matched_with_part_of_a_wide_one():
     for narrow, wide in ((sae(0, d_sae=4), sae(1, d_sae=7)), (sae(1, d_sae=4), sae(0, d_sae=7))):
         for one, other in ((narrow, wide), (wide, narrow)):
             torch.testing.assert_close(one.disagreement([other]), 1 - best_cosine(narrow, wide))
+        with torch.no_grad():
+            wide.W_dec.copy_(wide.W_dec.roll(2, 0))
+        narrow.steps += narrow.cfg.match_every
+        wide.steps += wide.cfg.match_every
+        torch.testing.assert_close(narrow.disagreement([wide]), 1 - best_cosine(narrow, wide))
 
 
 def test_all_members_together_pay_the_mean_over_pairs_once():
@@ -157,7 +163,8 @@ def team_disagreement(members):
 
 def test_weight_nought_gives_the_bits_of_independent_runs():
     together, alone = team(0, 1, weight=0.0), team(0, 1)
-    list(train(together, Stream(), 64 * 20, **KNOBS))
+    *_, last = train(together, Stream(), 64 * 20, **KNOBS)
+    assert "mutual" not in last.terms  # nor is anybody matched
     for one, other in zip(together, alone):
         list(train(other, Stream(), 64 * 20, **KNOBS))
         assert same(one, other)

@@ -46,7 +46,7 @@ class MutualFeature(SAE, name="mutual_feature"):
         k: int = knob(32, 1, 512, "latents kept per token")
         weight: float = knob(0.03, 0.0, 1e4, "weight of the penalty on members that differ; 0: independent SAEs")
         ramp_share: float = knob(0.05, 0.0, 1.0, "share of the run over which that weight rises, by a cosine")
-        match_every: int = knob(10, 1, 10**6, "steps between matchings, which take time as d_sae^3 in the worst case")
+        match_every: int = knob(50, 1, 10**6, "steps between matchings, which take time as d_sae^3 in the worst case")
         reinit_above: float | None = knob(
             None, 0.0, 1e30, "unevenness of the densities above which a member starts anew; None: never; authors: 2.5"
         )
