@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from sae_lab.knobs import knob, knobs
 from sae_lab.saes import REGISTRY, SAE, Batch, Objective, Recipe, build
@@ -65,10 +66,11 @@ def rows(seed=0, tok=TOK):
 def batch_for(sae, x=None, progress=0.5):
     x = rows() if x is None else x
     rng = torch.Generator().manual_seed(2)
+    peer = type(sae)(replace(sae.cfg, seed=sae.cfg.seed + 1))
     extra = {
         "grad": torch.randn(x.shape, generator=rng).to(x),
         "patched_kl": lambda x_hat: (x_hat - x).square().mean(),
-        "peers": (),
+        "peers": (peer.to(sae.W_dec),),
     }
     dead = torch.arange(sae.cfg.d_sae) < DEAD
     return Batch(x, x, dead, progress, **{key: extra[key] for key in sae.needs})
@@ -465,6 +467,17 @@ def gradient_twin(p, batch):
     return x_hat, {"mse": square(missed), "auxk": p.cfg.aux_weight * aux}
 
 
+def mutual_feature_twin(p, batch):
+    """TopK, and half of what its directions lack to those of its one peer, matched as the best permutation does."""
+    x_hat, terms = topk_twin(p, batch)
+    (peer,) = batch.peers
+    unit = p.W_dec / p.W_dec.norm(dim=1, keepdim=True)
+    cosines = unit @ (peer.W_dec / peer.W_dec.norm(dim=1, keepdim=True)).T
+    best = cosines[linear_sum_assignment(-cosines.detach().numpy())].mean()
+    weight = p.cfg.weight * (1 - math.cos(math.pi * min(1.0, batch.progress / 0.05))) / 2
+    return x_hat, terms | {"mutual": weight * (1 - best) / 2}
+
+
 def temporal_mask_twin(p, batch):
     z = (batch.x @ p.W_enc.T + p.b_enc).relu() * ~(p.masked & (batch.progress >= p.cfg.mask_warmup))
     x_hat = z @ p.W_dec + p.b_dec
@@ -490,6 +503,7 @@ TWINS = {
     "jumprelu": jumprelu_twin,
     "gradient": gradient_twin,
     "temporal_mask": temporal_mask_twin,
+    "mutual_feature": mutual_feature_twin,
     "random": baseline_twin,
     "pca": baseline_twin,
 }

@@ -192,8 +192,8 @@ class SAE(nn.Module, ABC):
     def prepare(self, x: Rows, target: Rows) -> None:
         """Before the first step: set what the paper sets from a first sample of (scaled) activations."""
 
-    def after_step(self) -> None:
-        """Restore invariants once the optimiser has moved the weights."""
+    def after_step(self) -> Tensor | None:
+        """Restore invariants once the optimiser has moved the weights; may return latents whose moments it forgets."""
 
     def calibrate(self, chunks: Iterable[Part]) -> None:
         """After the last step: set what inference needs from fresh training activations."""
