@@ -11,6 +11,7 @@ import torch
 
 from sae_lab.knobs import knob, knobs
 from sae_lab.saes import REGISTRY, SAE, Batch, Objective, Recipe, build
+from sae_lab.sources import Cost
 from sae_lab.sparse import Adam, Latents, backend, latents, preacts
 from sae_lab.toys import Planted
 
@@ -67,7 +68,7 @@ def batch_for(sae, x=None, progress=0.5):
     rng = torch.Generator().manual_seed(2)
     extra = {
         "grad": torch.randn(x.shape, generator=rng).to(x),
-        "patched_kl": lambda x_hat: (x_hat - x).square().mean(),
+        "patched_kl": lambda x_hat, later=False: Cost(square(x_hat - x) / 2, square(x_hat - x).sqrt()),
         "peers": (),
     }
     dead = torch.arange(sae.cfg.d_sae) < DEAD
@@ -472,6 +473,18 @@ def temporal_mask_twin(p, batch):
     return x_hat, {"mse": square(batch.target - x_hat), "l1": weight * (z * p.W_dec.norm(dim=1)).sum(-1).mean()}
 
 
+def end_to_end_twin(p, batch):
+    z = (batch.x @ p.W_enc.T + p.b_enc).relu()
+    x_hat = z @ p.W_dec + p.b_dec
+    local, cost, weight = square(batch.target - x_hat) / D_IN, batch.patched_kl(x_hat), p.cfg.kl_weight
+    error = {
+        "local": {"mse": local},
+        "e2e": {"kl": cost.kl if weight is None else weight * cost.kl},
+        "e2e_ds": {"kl": cost.kl / 2, "later": 2.5 * cost.later / D_IN},
+    }
+    return x_hat, error[p.cfg.kind] | {"l1": p.cfg.l1_weight * z.sum(-1).mean() / D_IN}
+
+
 def baseline_twin(p, batch):
     x_hat = dense_topk((batch.x - p.b_dec) @ p.W_enc.T, p.cfg.k) @ p.W_dec + p.b_dec
     return x_hat, {"mse": square(batch.target - x_hat)}
@@ -489,6 +502,7 @@ TWINS = {
     "gated": gated_twin,
     "jumprelu": jumprelu_twin,
     "gradient": gradient_twin,
+    "end_to_end": end_to_end_twin,
     "temporal_mask": temporal_mask_twin,
     "random": baseline_twin,
     "pca": baseline_twin,

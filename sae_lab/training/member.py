@@ -66,6 +66,7 @@ class Member:
         """The rows as this SAE sees them: scaled, on its device, with what it needs."""
         x = self.scaled(rows.x)
         target = x if rows.target is rows.x else self.scaled(rows.target)
+        cost = rows.patched_kl
         return Batch(
             x=x,
             target=target,
@@ -74,6 +75,7 @@ class Member:
             grad=None if rows.grad is None else rows.grad.to(x) / self.scale,
             doc=rows.doc,
             position=rows.position,
+            patched_kl=cost and (lambda x_hat, later=False: cost(x_hat / self.scale, later)),
             peers=self.peers,
         )
 
