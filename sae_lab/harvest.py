@@ -2,8 +2,8 @@
 
 Unusual here: what is served is a function of (seed, number of batches), so a stream resumes exactly. Its whole state is
 one integer pair (block, row), a random generator and the ring of activations that shuffles; a ring too large to save is
-read anew, since every row knows the block it came from. Where somebody needs "patched_kl", batches are whole contexts in
-reading order, for everybody: the model is run again with what an SAE makes of a batch, and reads its texts from the start.
+read anew, since every row knows the block it came from. Where "patched_kl" is needed, batches are whole contexts in
+order, without a ring, for every SAE on the stream: the model is run again with what an SAE makes of them.
 """
 
 from collections.abc import Iterable, Iterator
