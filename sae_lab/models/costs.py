@@ -39,8 +39,7 @@ def later_residuals(lm: Any, site: str) -> list[Site]:
     Raises:
         ValueError: if there are none.
     """
-    written = Site(site).target
-    found = [s for s in lm.sites("R")[:-1] if s.order > written.order]
+    found = [s for s in lm.sites("R")[:-1] if s.order > Site(site).order]
     if not found:
         raise ValueError(
             f"Behind {site} no layer of {lm.name} reads a residual that could be compared: it has {lm.n_layers} "

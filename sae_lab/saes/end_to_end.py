@@ -23,14 +23,15 @@ class EndToEnd(SAE, name="end_to_end"):
                  / d_in between the residuals that they read in the spliced and in the clean run.
 
     Batches are whole contexts, also of "local": its texts come in the same order. As the authors' code has it, and not
-    its words, the KL is from the clean run; its atoms are normalised in the forward pass, which at unit norm has the
-    gradient that our recipe steps along before it restores the norm. Interpretation: the encoder starts as the decoder;
-    the special tokens, which the authors do not have, keep their own activations; the rate falls by a line to 0, theirs
-    by a cosine to a tenth. The weights go with activations as they come, at a mean norm not far from GPT-2's.
+    its words, the KL is from the clean run; its atoms are normalised in the forward pass: at unit norm its gradient is
+    the one along which our recipe steps before it restores the norm. Interpretation: the encoder starts as the decoder;
+    special tokens keep their own activations; the rate falls along a line to 0 (theirs by a cosine to a tenth); all
+    residuals are scaled by one number, to a mean norm of sqrt(d_in) at the site, since raw norms differ ninefold even
+    between layers of the embedded Llama, and a price with them. With scaling="none" the loss is the paper's.
     """
 
     paper = "Braun et al. 2024, arXiv:2405.12241"
-    recipe = Recipe(lr=5e-4, warmup=0.05, decay=0.95, clip=10.0, scaling="none")
+    recipe = Recipe(lr=5e-4, warmup=0.05, decay=0.95, clip=10.0, scaling="sqrt_d")
     needs = frozenset({"patched_kl"})
 
     @dataclass(frozen=True)

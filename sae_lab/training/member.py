@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..saes import SAE, Batch, Objective
 from ..shapes import LatentMask
-from ..sources import Source
+from ..sources import Cost, Source
 from ..sparse import Adam
 from .config import TrainConfig
 
@@ -66,7 +67,6 @@ class Member:
         """The rows as this SAE sees them: scaled, on its device, with what it needs."""
         x = self.scaled(rows.x)
         target = x if rows.target is rows.x else self.scaled(rows.target)
-        cost = rows.patched_kl
         return Batch(
             x=x,
             target=target,
@@ -75,12 +75,17 @@ class Member:
             grad=None if rows.grad is None else rows.grad.to(x) / self.scale,
             doc=rows.doc,
             position=rows.position,
-            patched_kl=cost and (lambda x_hat, later=False: cost(x_hat / self.scale, later)),
+            patched_kl=rows.patched_kl and partial(self._cost, rows.patched_kl),
             peers=self.peers,
         )
 
     def scaled(self, x: Tensor) -> Tensor:
         return x.to(self.sae.W_dec) * self.scale
+
+    def _cost(self, of: Any, x_hat: Tensor, later: bool = False) -> Cost:
+        """What a reconstruction costs that is in this SAE's units, and later residuals in these units, too."""
+        cost = of(x_hat / self.scale, later)
+        return cost._replace(later=cost.later * self.scale**2)
 
     def clipping(self, index: int) -> float:
         """What the gradient is multiplied by.
