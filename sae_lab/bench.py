@@ -24,7 +24,9 @@ from .knobs import Checked, knob
 from .models import load_model
 from .peers import peers
 from .saes import REGISTRY, SAE, Batch, build, variant
+from .saes.losses import energy
 from .sites import Site
+from .sources import Cost
 from .sparse import Adam
 
 SETTLE = 2  # rounds that compile kernels and warm caches up, not counted
@@ -280,6 +282,7 @@ def step_of(sae: SAE, x: torch.Tensor, dead: float) -> Way:
         "grad": torch.randn_like(x) if "grad" in sae.needs else None,
         "doc": torch.arange(len(x)) // 64,
         "position": torch.arange(len(x)) % 64,
+        "patched_kl": lambda x_hat, later=False: Cost(energy(x_hat - x), energy(x_hat - x)),  # no model's time in it
     }
     batch = Batch(x, x, silent, progress=1.0, **given)
 

@@ -2,24 +2,26 @@
 
 Unusual here: what is served is a function of (seed, number of batches), so a stream resumes exactly. Its whole state is
 one integer pair (block, row), a random generator and the ring of activations that shuffles; a ring too large to save is
-read anew, since every row knows the block it came from.
+read anew, since every row knows the block it came from. Where "patched_kl" is needed, batches are whole contexts in
+order, without a ring, for every SAE on the stream: the model is run again with what an SAE makes of them.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .models import LM
+from .models import LM, splice_cost
 from .shapes import Ids, Mask
 from .sites import Site
 from .sources import Rows, Statistics
 from .tokens import Blocks, TokenBlock, token_blocks
 
 SAVED_RING = 2**30  # bytes: a larger ring is read anew instead of saved
-GIVEN = {"grad"}  # what a batch can carry beside activations
+GIVEN = {"grad", "patched_kl"}  # what a batch can carry beside activations
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,7 @@ class Contexts:
 
 
 class Activations:
-    """An endless stream of shuffled activations; made by `activations`.
+    """An endless stream of activations, shuffled unless "patched_kl" is among its needs; made by `activations`.
 
     `sites` are those served, `served` counts tokens (rows) so far.
     """
@@ -48,6 +50,7 @@ class Activations:
         self._stored = sorted({*sites, *(s.target for s in sites)}, key=lambda s: s.order)
         self._at = (0, 0)  # block and row of the next token that is read
         self._context = (0, 0)  # block and row of the next context
+        self._text: tuple[int, TokenBlock] | None = None  # the block that contexts were last taken from
         self._fresh: Iterator[dict[str, Tensor]] = iter(())
         self._piece: dict[str, Tensor] = {}
         self._ring: dict[str, Tensor] = {}
@@ -73,14 +76,18 @@ class Activations:
     def next(self, n: int = 4096) -> dict[Site, Rows]:
         """The next `n` rows of every site, drawn without replacement from the ring; `n` is the same in every call.
 
+        A stream that gives "patched_kl" serves the tokens of `contexts(n)` instead, in their order.
+
         Raises:
-            ValueError: if `n` changes during a stream.
+            ValueError: if `n` changes during a stream, or is less than a context of one that serves these.
         """
         self._begin()
         if self._batch not in (0, n):
             raise ValueError(
                 f"A batch of {n} rows in a stream of batches of {self._batch}: ask for the same n each time."
             )
+        if "patched_kl" in self.needs:
+            return self._next_whole(n)
         if not self._batch:
             self._size_for(n)
         if self._taken is not None:
@@ -92,18 +99,26 @@ class Activations:
         return {site: self._rows(site, picked) for site in self.sites}
 
     def contexts(self, n: int) -> Contexts:
-        """The next `n` rows of text as they are read, for methods that need whole contexts; a stream of its own."""
+        """The next rows of text, as they are read, that hold `n` tokens that count; a stream of its own.
+
+        Of the last row the tokens beyond do not count, here or later: what is left is whole for a model that only looks
+        back, where its other half would not be.
+        """
         parts, missing = [], n
-        while missing:
+        while missing > 0:
             number, row = self._context
-            block = self.blocks.block(number)
-            part = {f: getattr(block, f)[row : row + missing] for f in Contexts.__dataclass_fields__}
-            missing -= len(part["ids"])
-            row += len(part["ids"])
-            self._context = (number, row) if row < len(block.ids) else (number + 1, 0)
+            if self._text is None or self._text[0] != number:
+                self._text = (number, self.blocks.block(number))
+            block = self._text[1]
+            last = row + int((block.keep[row:].sum(1).cumsum(0) < missing).sum()) + 1
+            part = {f: getattr(block, f)[row:last] for f in Contexts.__dataclass_fields__}
+            missing -= int(part["keep"].sum())
+            self._context = (number, last) if last < len(block.ids) else (number + 1, 0)
             parts.append(part)
         fill = {"ids": int(parts[0]["ids"][0, 0]), "mask": 0, "keep": 0, "doc": -1, "position": 0}
-        return Contexts(**{f: _stack([p[f] for p in parts], value) for f, value in fill.items()})
+        found = {f: _stack([p[f] for p in parts], value) for f, value in fill.items()}
+        keep = found["keep"] & (found["keep"].view(-1).cumsum(0) <= n).view_as(found["keep"])
+        return Contexts(**found | {"keep": keep})
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """(tensors, JSON) from which `restore` goes on exactly; the ring is among them while it is under 1 GB."""
@@ -145,7 +160,7 @@ class Activations:
         ring = {k.removeprefix("ring."): a for k, a in tensors.items() if k.startswith("ring.")}
         self._ring = {k: a.clone().to(self._device(k)) for k, a in ring.items()}
         self._fresh, self._piece = self._read(*self._at), {}
-        if not set(self._names()) <= set(ring):
+        if "patched_kl" not in self.needs and not set(self._names()) <= set(ring):
             self._read_anew()
 
     def describe(self) -> dict:
@@ -161,13 +176,29 @@ class Activations:
         }
 
     def _begin(self) -> None:
-        """Fills the ring for the first time and measures on it."""
-        if self._ring:
+        """Fills the ring for the first time and measures on it; whole contexts pass through none."""
+        if self._statistics:
             return
         self._fresh = self._read(*self._at)
         self._ring = self._empty(self.buffer)
         self._refill(torch.arange(self.buffer))
         self._statistics = {site: Statistics.of(self._ring[site]) for site in self._stored}
+        if "patched_kl" in self.needs:
+            self._ring, self._piece, self._fresh = {}, {}, iter(())
+
+    def _next_whole(self, n: int) -> dict[Site, Rows]:
+        if n < self.blocks.context:
+            raise ValueError(
+                f"A batch of {n} tokens holds no whole context of {self.blocks.context}, which patched_kl needs: give "
+                "a larger batch, or activations(context=...) a smaller context."
+            )
+        text, self._batch = self.contexts(n), n
+        rows = max(1, self.lm.at_once // text.ids.shape[1])
+        parts = [self._forward(text, slice(i, i + rows)) for i in range(0, len(text.ids), rows)]
+        self.served += n
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        of = {site: partial(splice_cost, self.lm, text.ids, site, text.keep, text.mask) for site in self.sites}
+        return {site: self._rows(site, found, of[site]) for site in self.sites}
 
     def _size_for(self, n: int) -> None:
         """Makes the ring a multiple of the batch, at least two: rows past the end would never be served."""
@@ -224,7 +255,7 @@ class Activations:
                 yield {name: a[skip:] for name, a in part.items()}
             before += count
 
-    def _forward(self, block: TokenBlock, cut: slice) -> dict[str, Tensor]:
+    def _forward(self, block: TokenBlock | Contexts, cut: slice) -> dict[str, Tensor]:
         """Everything that is stored about the tokens that count in some rows of a block."""
         width = int(block.mask[cut].sum(1).max())
         ids, mask, keep = (getattr(block, f)[cut, :width] for f in ("ids", "mask", "keep"))
@@ -250,10 +281,10 @@ class Activations:
                     ring[name][slots[here].to(at.device)] = part[name][at]
         self._ring = ring
 
-    def _rows(self, site: Site, picked: dict[str, Tensor]) -> Rows:
+    def _rows(self, site: Site, picked: dict[str, Tensor], patched_kl: Any = None) -> Rows:
         grad = picked[f"{site}.grad"].float() if "grad" in self.needs else None
         x, target = picked[site].float(), picked[site.target].float()
-        return Rows(x, target, picked["doc"], picked["position"], grad)
+        return Rows(x, target, picked["doc"], picked["position"], grad, patched_kl)
 
 
 def activations(
@@ -267,15 +298,16 @@ def activations(
     needs: Iterable[str] = (),
     **options: Any,
 ) -> Activations:
-    """A stream of shuffled activations of a model at one or several sites, from one forward pass of each text.
+    """A stream of activations of a model at one or several sites, shuffled, from one forward pass of each text.
 
     Special tokens are read in their context and left out. Values are raw: `statistics` says their scale.
 
     Args:
         text: as `tokens.token_blocks`, which also takes `options`: documents, column, eos, where.
         context: tokens in a row; by default 512 or what the model takes.
-        buffer: tokens that the stream shuffles over.
-        needs: {"grad"} adds the gradient of the model's loss, with respect to the target, to every row.
+        buffer: tokens that the stream shuffles over, and whose scale `statistics` measures.
+        needs: {"grad"} adds the gradient of the model's loss, with respect to the target, to every row; {"patched_kl"}
+            what it costs to splice reconstructions in, and then batches are whole contexts, not shuffled.
 
     Raises:
         ValueError: a site the model lacks, unknown needs, a context beyond the model's; and as `token_blocks`.

@@ -1,6 +1,6 @@
 """What a source of activations serves, and what it must be able to do to be trained on and resumed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -8,8 +8,20 @@ import torch
 from torch import Tensor
 
 from . import shapes
-from .shapes import Direction, TokenInts
+from .shapes import Direction, Scalar, TokenInts
 from .sites import Site
+
+
+class Cost(NamedTuple):
+    """What reconstructions cost the model they are spliced into, as means over tokens; gradients reach them.
+
+    Attributes:
+        kl: KL(clean || spliced) in nats, over the places that `models.Splice` counts.
+        later: MSE of the residuals that later layers read, mean over these layers; 0 where it was not asked for.
+    """
+
+    kl: Scalar
+    later: Scalar
 
 
 class Rows(NamedTuple):
@@ -20,6 +32,7 @@ class Rows(NamedTuple):
         doc: which document each token is from.
         position: where in its document.
         grad: gradient of the model's CE with respect to the target, where it was asked for.
+        patched_kl: (x_hat, later=False) -> Cost of x_hat, in the units of `target`, where it was asked for.
     """
 
     x: shapes.Rows
@@ -27,6 +40,7 @@ class Rows(NamedTuple):
     doc: TokenInts
     position: TokenInts
     grad: shapes.Rows | None = None
+    patched_kl: Callable[..., Cost] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ class Rows(NamedTuple):
     doc: torch.Tensor
     position: torch.Tensor
     grad: torch.Tensor | None = None
+    patched_kl: object = None
 
 
 class Statistics(NamedTuple):

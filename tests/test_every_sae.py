@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from sae_lab.knobs import knob, knobs
 from sae_lab.saes import REGISTRY, SAE, Batch, Objective, Recipe, build
+from sae_lab.sources import Cost
 from sae_lab.sparse import Adam, Latents, backend, latents, preacts
 from sae_lab.toys import Planted
 
@@ -69,7 +70,7 @@ def batch_for(sae, x=None, progress=0.5):
     peer = type(sae)(replace(sae.cfg, seed=sae.cfg.seed + 1))
     extra = {
         "grad": torch.randn(x.shape, generator=rng).to(x),
-        "patched_kl": lambda x_hat: (x_hat - x).square().mean(),
+        "patched_kl": lambda x_hat, later=False: Cost(square(x_hat - x) / 2, square(x_hat - x).sqrt()),
         "peers": (peer.to(sae.W_dec),),
     }
     dead = torch.arange(sae.cfg.d_sae) < DEAD
@@ -485,6 +486,18 @@ def temporal_mask_twin(p, batch):
     return x_hat, {"mse": square(batch.target - x_hat), "l1": weight * (z * p.W_dec.norm(dim=1)).sum(-1).mean()}
 
 
+def end_to_end_twin(p, batch):
+    z = (batch.x @ p.W_enc.T + p.b_enc).relu()
+    x_hat = z @ p.W_dec + p.b_dec
+    local, cost, weight = square(batch.target - x_hat) / D_IN, batch.patched_kl(x_hat), p.cfg.kl_weight
+    error = {
+        "local": {"mse": local},
+        "e2e": {"kl": cost.kl if weight is None else weight * cost.kl},
+        "e2e_ds": {"kl": cost.kl / 2, "later": 2.5 * cost.later / D_IN},
+    }
+    return x_hat, error[p.cfg.kind] | {"l1": p.cfg.l1_weight * z.sum(-1).mean() / D_IN}
+
+
 def baseline_twin(p, batch):
     x_hat = dense_topk((batch.x - p.b_dec) @ p.W_enc.T, p.cfg.k) @ p.W_dec + p.b_dec
     return x_hat, {"mse": square(batch.target - x_hat)}
@@ -502,6 +515,7 @@ TWINS = {
     "gated": gated_twin,
     "jumprelu": jumprelu_twin,
     "gradient": gradient_twin,
+    "end_to_end": end_to_end_twin,
     "temporal_mask": temporal_mask_twin,
     "mutual_feature": mutual_feature_twin,
     "random": baseline_twin,

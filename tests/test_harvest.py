@@ -159,19 +159,20 @@ def test_gradients_come_with_their_rows(lm):
     assert stream(lm).next(64)["L1R"].grad is None
 
 
-def test_contexts_are_whole_rows_in_reading_order(lm):
-    source = stream(lm)
-    parts = [source.contexts(n) for n in (3, 40, 1)]
-    block = source.blocks.block(0)
-    width = parts[0].ids.shape[1]
-    assert torch.equal(parts[0].ids, block.ids[:3, :width])
+def test_contexts_are_whole_rows_in_reading_order_that_hold_as_many_tokens_as_asked(lm):
+    source, blocks = stream(lm), [stream(lm).blocks.block(i) for i in range(8)]
+    counted = blocks[0].keep.sum(1)
+    asked = (int(counted[:3].sum()), 700, 1, 300)
+    parts = [source.contexts(n) for n in asked]
+    assert torch.equal(parts[0].ids, blocks[0].ids[:3, : parts[0].ids.shape[1]])
     rows = [row[m].tolist() for p in parts for row, m in zip(p.ids, p.mask)]
-    expected = []
-    for i in range(8):
-        block = source.blocks.block(i)
-        expected += [row[m].tolist() for row, m in zip(block.ids, block.mask)]
-    assert rows == expected[: len(rows)]
-    assert sum(len(p.ids) for p in parts) == 44
+    assert rows == [row[m].tolist() for b in blocks for row, m in zip(b.ids, b.mask)][: len(rows)]
+    kept = torch.cat([b.keep.sum(1) for b in blocks]).tolist()
+    for n, part in zip(asked, parts):
+        found, whole = part.keep.sum(1).tolist(), [kept.pop(0) for _ in part.ids]
+        assert found[:-1] == whole[:-1] and 0 < found[-1] <= whole[-1] and sum(found) == n
+        last = part.keep[-1].nonzero()[:, 0]
+        assert not part.keep[-1, last[-1] + 1 :].any() and part.mask[-1].sum() > whole[-1], "no token is cut off"
     lm.read(parts[1].ids, "L0R", parts[1].mask)
 
 
@@ -200,7 +201,7 @@ def test_mistakes_are_told_with_the_way_out(lm):
     for call, says in [
         (lambda: stream(lm, "L9R"), "No site L9R"),
         (lambda: stream(lm, context=65), "context=65 is beyond the 64 tokens"),
-        (lambda: stream(lm, needs={"gradient"}), r"can hold \['grad'\]"),
+        (lambda: stream(lm, needs={"gradient"}), r"can hold \['grad', 'patched_kl'\]"),
         (lambda: stream(lm).statistics("L0R"), "only of L1R"),
         (lambda: activations(lm, "L0R", []), "holds no text"),
     ]:

@@ -37,6 +37,11 @@ def llama(tmp_path_factory):
     return load_model(little.save(tmp_path_factory.mktemp("llama")))
 
 
+@pytest.fixture(scope="module")
+def plain_llama(llama):
+    return AutoModelForCausalLM.from_pretrained(llama.name).eval().requires_grad_(False)
+
+
 def random_ids(lm, rows=3, width=12, seed=0):
     ids = torch.randint(3, lm.vocab, (rows, width), generator=torch.Generator().manual_seed(seed))
     ids[:, 0] = lm.tokenizer.bos_token_id
@@ -216,13 +221,41 @@ def test_counted_places_predict_real_tokens_that_are_not_special(llama):
 
 
 def test_several_splices_share_one_clean_run(llama, monkeypatch):
-    ids, runs = random_ids(llama), []
+    ids, runs, run = random_ids(llama), [], models.lm.traces.run
+    monkeypatch.setattr(models.lm.traces, "run", lambda *a, **k: runs.append(1) or run(*a, **k))
     clean = llama.logits(ids)
     whole = llama.splice(ids, "L1R", torch.zeros_like)
-    monkeypatch.setattr(models.lm.traces, "logits", lambda *a: runs.append(1))
     shared = llama.splice(ids, "L1R", torch.zeros_like, clean=clean)
     assert torch.equal(whole.kl, shared.kl)
-    assert runs == []
+    assert len(runs) == 1 + 2 + 1
+
+
+@pytest.mark.parametrize(("site", "behind"), [("L0R", ["L2R", "L1R"]), ("L1A", ["L1R"]), ("L1TC", ["L1R", "L2R"])])
+def test_a_splice_tells_how_far_residuals_behind_it_move(llama, plain_llama, site, behind):
+    ids = random_ids(llama)
+    out = llama.splice(ids, site, lambda x: 0.5 * x, moved=behind, clean=llama.logits(ids))
+    clean, _ = hooked(plain_llama, ids)
+    seen, where, s = {}, ~llama.special(ids), Site(site)
+    half = lambda x, by: torch.where(where[..., None], 0.5 * by, x)  # noqa: E731
+    by = llama.read(ids, site)[site]
+    module = plain_llama.get_submodule(f"model.layers.{s.layer}{MODULES[s.target.part]}")
+    change = lambda m, a, o: (half(o[0], by), *o[1:]) if isinstance(o, tuple) else half(o, by)  # noqa: E731
+    handles = [module.register_forward_hook(change)]
+    for i, layer in enumerate(plain_llama.model.layers):
+        handles.append(layer.register_forward_hook(lambda m, a, o, i=i: seen.update({f"L{i}R": o})))
+    assert torch.equal(plain_llama(ids).logits, out.logits)
+    for handle in handles:
+        handle.remove()
+    assert sorted(out.moved) == sorted(behind)
+    for name, far in out.moved.items():
+        torch.testing.assert_close(far, (seen[name] - clean[name]).square().sum(-1))
+        assert far[where].min() > 0
+
+
+def test_only_residuals_behind_a_splice_are_compared(llama):
+    for moved in ("L1R", "L0R", "L2M"):
+        with pytest.raises(ValueError, match=rf"moved=\['{moved}'\]: only residuals behind L0R, L1R move"):
+            llama.splice(random_ids(llama), {"L0R": torch.zeros_like, "L1R": torch.zeros_like}, moved=[moved])
 
 
 def test_a_splice_can_carry_gradients_to_what_it_splices_in(llama):

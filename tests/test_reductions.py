@@ -94,6 +94,21 @@ def test_p_anneal_whose_p_stays_one_is_relu_but_for_free_norms():
     )
 
 
+def test_end_to_end_local_is_relu_but_for_free_norms_and_a_division_by_d_in():
+    b = Batch(batch(40).x, batch(40).x, DEAD, progress=0.7)
+    local, relu = sae("end_to_end", kind="local", l1_weight=2.0), sae("relu", l1_weight=2.0, init_norm=1.0)
+    with torch.no_grad():
+        local.W_dec /= local.W_dec.norm(dim=1, keepdim=True)
+        relu.W_enc.copy_(local.W_enc), relu.W_dec.copy_(local.W_dec)
+    (a, grads_a), (c, grads_c) = step(local, b), step(relu, b)
+    torch.testing.assert_close(a.x_hat, c.x_hat)
+    same({name: D_IN * term for name, term in a.terms.items()}, c.terms)
+    same({name: D_IN * grads_a[name] for name in ("W_enc", "b_dec")}, grads_c)
+    rows = relu.W_dec.detach()  # relu's price of a row's norm acts along the row
+    across = [grad - (grad * rows).sum(1, keepdim=True) * rows for grad in (D_IN * grads_a["W_dec"], grads_c["W_dec"])]
+    torch.testing.assert_close(*across)
+
+
 def test_gradient_without_its_weight_is_topk():
     for seed in range(5):
         b = batch(40, seed)

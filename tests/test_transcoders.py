@@ -1,16 +1,17 @@
 """Any variant as a transcoder: it reads what the MLP reads and predicts what it gives, linear path or not."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from streams import Rows, Stream
-from test_every_sae import D_IN, TRAINED, rows, small
+from test_every_sae import D_IN, TRAINED, batch_for, rows, small
 from torch.nn.functional import normalize
 
 import sae_lab as sl
 from sae_lab.launcher import Job, run_job
-from sae_lab.saes import Batch, build
+from sae_lab.saes import build
 from sae_lab.saes.losses import geometric_median
 from sae_lab.training import train
 
@@ -95,8 +96,7 @@ def test_the_linear_path_is_learned_in_every_variant(name):
     """Its gradient is that of the MSE alone: 2/n (x_hat - y)^T x where that is the loss."""
     sae, x = small(name, transcode=True, skip=True), rows()
     y = x @ torch.randn(D_IN, D_IN, generator=torch.Generator().manual_seed(4))
-    grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
-    out = sae.objective(Batch(x, y, torch.zeros(sae.cfg.d_sae, dtype=torch.bool), 0.5, grad=grad))
+    out = sae.objective(replace(batch_for(sae, x), target=y, dead=torch.zeros(sae.cfg.d_sae, dtype=torch.bool)))
     sum(out.terms.values()).backward()
     assert sae.W_skip.grad.abs().min() > 0
     if name == "topk":

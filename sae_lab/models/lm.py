@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,13 +24,15 @@ class Splice:
     """What a splice did. All per place: `ce` and `kl` at place t are about the prediction of token t + 1, in nats.
 
     `counts` marks the places that a mean is taken over: the token was replaced (see `where` of `LM.splice`), and what
-    follows it is a real token that is not special.
+    follows it is a real token that is not special. `moved` has the squared distance from the clean run, summed over
+    d_model, of the residuals that were asked for.
     """
 
     ids: Ids
     clean: Logits
     logits: Logits
     counts: Mask
+    moved: dict[Site, PerPlace] = field(default_factory=dict)
 
     @cached_property
     def ce(self) -> PerPlace:
@@ -132,7 +134,7 @@ class LM:
         """The model's own predictions."""
         ids = self._checked(ids, mask)
         with self._lock:
-            return traces.logits(self._model, ids)
+            return traces.run(self._model, ids, {}, self._eps)[0]
 
     def splice(
         self,
@@ -143,6 +145,7 @@ class LM:
         where: Mask | None = None,
         clean: Logits | None = None,
         grad: bool = False,
+        moved: Iterable[str] = (),
     ) -> Splice:
         """Runs the model with activations replaced: `splice(ids, "L3R", fn)` or `splice(ids, {site: fn, ...})`.
 
@@ -151,25 +154,31 @@ class LM:
         site it reads the MLP's input and replaces the MLP's output. `where` marks the tokens that are replaced:
         by default every real token that is not special. `clean` takes the logits of an earlier clean run
         (`lm.logits(ids)`), so that several splices of one text share it. With `grad=True` the result keeps the graph
-        from its numbers to the parameters inside `fn`.
+        from its numbers to the parameters inside `fn`. `moved` names residuals behind the splices to be compared with
+        the clean run's.
 
         Raises:
-            ValueError: as `read`; two splices that write the same place; a `fn` that changes the shape.
+            ValueError: as `read`; two splices that write the same place; a `fn` that changes the shape; a `moved` that
+                is no residual behind all of them.
         """
         edits = {self._site(s): f for s, f in ({sites: fn} if isinstance(sites, str) else sites).items()}
         if len({s.target for s in edits}) < len(edits):
             raise ValueError(
                 f"Two of the splices at {', '.join(edits)} write the same place. Splice one of them at a time."
             )
+        last, behind = max(s.target.order for s in edits), sorted(map(self._site, moved), key=lambda s: s.order)
+        if any(s.part != "R" or s.order <= last for s in behind):
+            raise ValueError(f"moved={[*moved]}: only residuals behind {', '.join(edits)} move.")
         ids = self._checked(ids, mask)
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
         where = real & ~self.special(ids) if where is None else where.to(ids.device)
-        changes = {s: _replace(s, f, where) for s, f in edits.items()}
+        changes, before = {s: _replace(s, f, where) for s, f in edits.items()}, {}
         with self._lock:
-            clean = traces.logits(self._model, ids) if clean is None else clean
-            logits = traces.changed(self._model, ids, changes, self._eps, grad)
-        counts = where & self._predicts(ids, real)
-        return Splice(ids, clean, logits, counts)
+            if clean is None or behind:
+                clean, before = traces.run(self._model, ids, {}, self._eps, residuals=behind)
+            logits, after = traces.run(self._model, ids, changes, self._eps, grad, behind)
+        far = {s: (after[s].float() - before[s].float()).square().sum(-1) for s in behind}
+        return Splice(ids, clean, logits, where & self._predicts(ids, real), far)
 
     def gradients(
         self,

@@ -49,20 +49,23 @@ def read(
     return found
 
 
-def logits(model: TransformersModel, ids: Ids) -> Logits:
-    """The clean run's logits."""
-    with torch.no_grad(), model.trace(input_ids=ids, use_cache=False):
-        out = save(model.output.logits)
-    return out  # noqa: RET504 (a body cannot return)
-
-
-def changed(model: TransformersModel, ids: Ids, changes: dict[Site, Change], eps: float, grad: bool = False) -> Logits:
-    """Logits of a run in which each site's activation is replaced by what its change makes of it."""
+def run(
+    model: TransformersModel,
+    ids: Ids,
+    changes: dict[Site, Change],
+    eps: float,
+    grad: bool = False,
+    residuals: Iterable[Site] = (),
+) -> tuple[Logits, dict[Site, Float[Tensor, "batch seq d_in"]]]:
+    """(logits, residuals behind every change) of a run in which sites hold what their changes make of them."""
     layers = model.model.layers
     with torch.set_grad_enabled(grad), model.trace(input_ids=ids, use_cache=False):
         _put_all(layers, changes, eps)
+        found = save({})
+        for site in residuals:
+            found[site] = _output(layers[site.layer], site.part)
         out = save(model.output.logits)
-    return out  # noqa: RET504 (a body cannot return)
+    return out, found
 
 
 def gradients(

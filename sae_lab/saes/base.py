@@ -28,8 +28,8 @@ class Batch:
         grad: gradient of the model's CE with respect to the target. Present if "grad" is needed.
         doc: which document each token is from.
         position: where in its document.
-        patched_kl: x_hat -> KL(model || model with x_hat spliced in), nats per token. Present if "patched_kl" is
-            needed.
+        patched_kl: (x_hat, later=False) -> `sources.Cost`: KL(model || model with x_hat spliced in), nats per token,
+            and, if `later`, how far later residuals move, in the units of x. Present if "patched_kl" is needed.
         peers: the other SAEs trained on the same stream. Present if "peers" is needed.
     """
 

@@ -63,17 +63,17 @@ class MutualFeature(SAE, name="mutual_feature"):
         self.register_load_state_dict_pre_hook(_make_room)
 
     @torch.no_grad()
-    def prepare(self, x: Rows) -> None:
-        self.b_dec.copy_(geometric_median(x))
+    def prepare(self, x: Rows, target: Rows) -> None:
+        self.b_dec.copy_(geometric_median(target))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.b_dec)
+        pre = self.pre(x, self.centre)
         return pre.keep(pre.choose(topk, self.cfg.k)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.b_dec, again=batch.dead)
+        pre = self.pre(batch.x, self.centre, again=batch.dead)
         z = pre.keep(pre.choose(topk, self.cfg.k)).relu()
-        x_hat = self.decode(z)
+        x_hat = self.reconstruct(z, batch.x)
         self._observe(z)
         missed = batch.target - x_hat
         aux = dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux or max(1, self.cfg.d_in // 2))

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..saes import SAE, Batch, Objective
 from ..shapes import LatentMask
-from ..sources import Source
+from ..sources import Cost, Source
 from ..sparse import Adam
 from .config import TrainConfig
 
@@ -76,6 +77,7 @@ class Member:
             grad=None if rows.grad is None else rows.grad.to(x) / self.target_scale,
             doc=rows.doc,
             position=rows.position,
+            patched_kl=rows.patched_kl and partial(self._cost, rows.patched_kl),
             peers=self.peers,
         )
 
@@ -84,6 +86,11 @@ class Member:
 
     def scaled_target(self, target: Tensor) -> Tensor:
         return target.to(self.sae.W_dec) * self.target_scale
+
+    def _cost(self, of: Any, x_hat: Tensor, later: bool = False) -> Cost:
+        """What a reconstruction costs that is in this SAE's units, and later residuals in these units, too."""
+        cost = of(x_hat / self.target_scale, later)
+        return cost._replace(later=cost.later * self.target_scale**2)
 
     def clipping(self, index: int) -> float:
         """What the gradient is multiplied by.
