@@ -83,8 +83,8 @@ def test_cost_and_slopes_are_those_of_autograd_through_one_splice_of_the_whole_t
     torch.testing.assert_close(both, 3 * mine[0] - 0.1 * mine[1])
 
 
-def test_the_slope_of_the_kl_is_that_of_finite_differences(tiny):
-    """In float32: rounding moves the KL by 1e-7, a step of 0.5% of x by 1e-3 to 1e-2, and its cube term by less."""
+def test_both_slopes_are_those_of_finite_differences_on_the_embedded_llama(tiny):
+    """In float32, whose rounding moves either cost by 1e-6 of itself; the steps below move it by 4e-5 or more."""
     ids, mask = tiny.encode(["The cat sat on the mat and the dog", "Add two cups of flour"])
     where = mask & ~tiny.special(ids)
     x = tiny.read(ids, "L1R", mask)["L1R"][where]
@@ -102,7 +102,7 @@ def test_the_slope_of_the_kl_is_that_of_finite_differences(tiny):
             with torch.no_grad():
                 up, down = (splice_cost(tiny, ids, "L1R", mask, where, x_hat + s * d, later=True) for s in (1, -1))
             found, expected = float(up[number] - down[number]) / 2, float((slope * d).sum())
-            assert found == pytest.approx(expected, rel=0.02, abs=2e-3 * float(slope.norm() * step))
+            assert found == pytest.approx(expected, rel=5e-3, abs=2e-6 * cost[number].item())
 
 
 def test_the_model_loses_nothing_by_its_own_activations(tiny):
