@@ -46,6 +46,7 @@ class Activations:
     ):
         self.lm, self.sites, self.blocks, self.buffer, self.needs = lm, sites, blocks, buffer, needs
         self.served = 0
+        self._whole = "patched_kl" in needs
         self._about = about
         self._stored = sorted({*sites, *(s.target for s in sites)}, key=lambda s: s.order)
         self._at = (0, 0)  # block and row of the next token that is read
@@ -86,7 +87,7 @@ class Activations:
             raise ValueError(
                 f"A batch of {n} rows in a stream of batches of {self._batch}: ask for the same n each time."
             )
-        if "patched_kl" in self.needs:
+        if self._whole:
             return self._next_whole(n)
         if not self._batch:
             self._size_for(n)
@@ -160,7 +161,7 @@ class Activations:
         ring = {k.removeprefix("ring."): a for k, a in tensors.items() if k.startswith("ring.")}
         self._ring = {k: a.clone().to(self._device(k)) for k, a in ring.items()}
         self._fresh, self._piece = self._read(*self._at), {}
-        if "patched_kl" not in self.needs and not set(self._names()) <= set(ring):
+        if not self._whole and not set(self._names()) <= set(ring):
             self._read_anew()
 
     def describe(self) -> dict:
@@ -183,10 +184,11 @@ class Activations:
         self._ring = self._empty(self.buffer)
         self._refill(torch.arange(self.buffer))
         self._statistics = {site: Statistics.of(self._ring[site]) for site in self._stored}
-        if "patched_kl" in self.needs:
+        if self._whole:
             self._ring, self._piece, self._fresh = {}, {}, iter(())
 
     def _next_whole(self, n: int) -> dict[Site, Rows]:
+        """The tokens of the next contexts, with what it costs to replace them."""
         if n < self.blocks.context:
             raise ValueError(
                 f"A batch of {n} tokens holds no whole context of {self.blocks.context}, which patched_kl needs: give "
@@ -197,7 +199,7 @@ class Activations:
         parts = [self._forward(text, slice(i, i + rows)) for i in range(0, len(text.ids), rows)]
         self.served += n
         found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        of = {site: partial(splice_cost, self.lm, text.ids, site, text.keep, text.mask) for site in self.sites}
+        of = {site: partial(splice_cost, self.lm, text.ids, site, text.mask, text.keep) for site in self.sites}
         return {site: self._rows(site, found, of[site]) for site in self.sites}
 
     def _size_for(self, n: int) -> None:

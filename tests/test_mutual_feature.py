@@ -256,6 +256,7 @@ def uneven(**config):
     one = sae(**config)
     with torch.no_grad():
         one.b_enc[:K] = 1e3
+        one.b_dec += 0.5
     return one
 
 

@@ -18,7 +18,7 @@ from sae_lab.sources import Cost
 GRADED = 2048  # tokens whose graph through the model exists at a time
 
 
-def splice_cost(lm: Any, ids: Ids, site: str, where: Mask, mask: Mask, x_hat: Rows, later: bool = False) -> Cost:
+def splice_cost(lm: Any, ids: Ids, site: str, mask: Mask, where: Mask, x_hat: Rows, later: bool = False) -> Cost:
     """What it costs to have `x_hat`, a row for each token of `where`, in place of the activations that a site writes.
 
     Raises:

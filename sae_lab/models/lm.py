@@ -168,7 +168,7 @@ class LM:
             )
         last, behind = max(s.target.order for s in edits), sorted(map(self._site, moved), key=lambda s: s.order)
         if any(s.part != "R" or s.order <= last for s in behind):
-            raise ValueError(f"moved={[*moved]}: only residuals behind {', '.join(edits)} move.")
+            raise ValueError(f"moved={behind}: only residuals behind {', '.join(edits)} move.")
         ids = self._checked(ids, mask)
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
         where = real & ~self.special(ids) if where is None else where.to(ids.device)
