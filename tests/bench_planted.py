@@ -23,7 +23,8 @@ from sae_lab.training import train
 BATCH, HELD_OUT = 1024, 200_000
 SHAPE = {"d_in": 16, "features": 32, "k": 3}
 ASKED = {"k": 3, "target_l0": 3.0, "bandwidth": 0.05, "init_threshold": 0.05}  # of those that have such a knob
-PRICED = {"reference relu": 0.16}  # l1_weight, where there is no target_l0
+# l1_weight, where there is no target_l0
+PRICED = {"reference relu": 0.16, "gated": 0.5, "p_anneal": 1.0, "relu": 1.5, "temporal_mask": 1.5}
 
 
 class PlainL1(ReLU):
@@ -65,19 +66,19 @@ def members(name, seeds, **config):
     return [PlainL1(sae.cfg) for sae in saes] if name == "reference relu" else saes
 
 
-def fit(name, seeds=3, steps=4000, data_seed=0, **config):
-    """The SAEs of all seeds, trained; the reference's are trained as it was: Adam at 1e-3 throughout, x as it is."""
+def fit(name, seeds=3, steps=4000, data_seed=0, lr=1e-3, **config):
+    """The SAEs of all seeds, trained; the reference's as it was: one rate throughout, x as it is."""
     saes, source = members(name, seeds, **config), Read(**SHAPE, seed=data_seed)
     plain = {"warmup": 0.0, "decay": 0.0, "clip": 0.0, "scaling": "none"} if name.startswith("reference") else {}
-    for _ in train(saes, source, tokens=steps * BATCH, batch=BATCH, lr=1e-3, log_every=steps, **plain):
+    for _ in train(saes, source, tokens=steps * BATCH, batch=BATCH, lr=lr, log_every=steps, **plain):
         pass
     return saes, source.dictionary
 
 
 @torch.no_grad()
-def measured(saes, dictionary, data_seed=0):
+def measured(saes, dictionary, data_seed=0, tokens=HELD_OUT):
     """A row of the table."""
-    x = Read(**SHAPE, seed=data_seed, stream=1).rows(0, HELD_OUT)[0]
+    x = Read(**SHAPE, seed=data_seed, stream=1).rows(0, tokens)[0]
     zs = [sae.encode(x) for sae in saes]
     gt = [mcc(sae.W_dec, dictionary)[0] for sae in saes]
     return {
@@ -95,6 +96,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--data-seed", type=int, default=0)
     parser.add_argument("--l1-weight", type=float)
     parser.add_argument("variants", nargs="*", default=["reference topk", "reference relu", *sorted(REGISTRY)])
@@ -102,7 +104,7 @@ def main():
     torch.set_num_threads(1)
     given = {} if args.l1_weight is None else {"l1_weight": args.l1_weight}
     for name in args.variants:
-        saes, dictionary = fit(name, args.seeds, args.steps, args.data_seed, **given)
+        saes, dictionary = fit(name, args.seeds, args.steps, args.data_seed, args.lr, **given)
         rows[name] = measured(saes, dictionary, args.data_seed)
         print(name, *(f"{key} {value:.3f}" for key, value in rows[name].items()), flush=True)
     print(pd.DataFrame(rows).T.round(3).to_string())
