@@ -45,7 +45,7 @@ class Planted:
 
     def __init__(self, *, site: str = "L0R", stream: int = 0, **config: Any):
         self.cfg, self.stream, self.sites = PlantedConfig(**config), stream, [Site(site)]
-        rng = torch.Generator().manual_seed(self.cfg.seed)
+        rng = _generator(self.cfg.seed, spawn_key=(1,))  # the seed itself would give the first weights of an SAE's seed
         rows = torch.randn(self.cfg.features, self.cfg.d_in, generator=rng)
         self.dictionary: Weights = rows / rows.norm(dim=1, keepdim=True)
         self.served = 0
@@ -82,8 +82,7 @@ class Planted:
 
     def _block(self, number: int) -> tuple[Tensor, Tensor]:
         c = self.cfg
-        state = np.random.SeedSequence((c.seed, self.stream, number)).generate_state(1, np.uint64)
-        rng = torch.Generator().manual_seed(int(state[0]))
+        rng = _generator((c.seed, self.stream, number))
         law = -c.zipf * torch.arange(1, c.features + 1).log()
         tickets = law - torch.empty(BLOCK, c.features).exponential_(generator=rng).log()  # Gumbel: top-k draws k of law
         codes = torch.zeros(BLOCK, c.features)
@@ -94,3 +93,8 @@ class Planted:
             parent += (child > 0) & (parent == 0)
         x = codes @ self.dictionary
         return x + c.noise * torch.randn(x.shape, generator=rng) if c.noise else x, codes
+
+
+def _generator(entropy: Any, spawn_key: tuple[int, ...] = ()) -> torch.Generator:
+    state = np.random.SeedSequence(entropy, spawn_key=spawn_key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

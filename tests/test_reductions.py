@@ -136,14 +136,28 @@ def test_temporal_mask_that_never_masks_is_relu():
     assert torch.equal(mask.encode(batch(30).x).dense(), relu.encode(batch(30).x).dense())
 
 
-def test_batchtopk_of_equal_tokens_with_equal_shares_is_topk():
-    """Every token the same up to sign of nothing: the batch's budget falls out k to each."""
+def test_batchtopk_of_equal_tokens_is_topk():
+    """The batch's budget falls out k to each."""
     x = batch(1).x.expand(6, -1).clone()
     b = Batch(x, x, torch.zeros(D_SAE, dtype=torch.bool))
-    a, _ = step(sae("topk", k=K), b)
-    c, _ = step(sae("batchtopk", k=K), b)
-    assert c.z.l0 == K
-    torch.testing.assert_close(a.terms["mse"], c.terms["mse"], rtol=0.2, atol=0)
+    (a, mine), (c, theirs) = step(sae("topk", k=K), b), step(sae("batchtopk", k=K), b)
+    assert c.z.l0 == K and torch.equal(a.z.support.latent, c.z.support.latent)
+    same(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka", "mutual_choice", "feature_choice", "llama_scope"])
+def test_with_a_calibrated_threshold_it_is_a_jumprelu(name):
+    """One threshold for all, or of feature_choice one per latent; a threshold of 0 is ReLU's."""
+    model, x = sae(name, k=K), batch(300).x
+    model.calibrate([batch(200, seed).x for seed in range(4)])
+    jump = sae("jumprelu", centred=name != "llama_scope")
+    with torch.no_grad():
+        for key in ("W_enc", "W_dec", "b_dec"):
+            getattr(jump, key).copy_(getattr(model, key))
+        jump.log_threshold.copy_(model.threshold.log().expand(D_SAE))
+    assert model.threshold.max() > 0.1
+    torch.testing.assert_close(jump.encode(x).dense(), model.encode(x).dense())
+    torch.testing.assert_close(jump(x), model(x))
 
 
 def test_batchtopk_gives_a_louder_token_more_latents():
