@@ -19,6 +19,8 @@ _ROOM = {
     "contexts": "windows",
     "steer": "steering",
     "launch": "launcher",
+    "sweep": "sweeps",
+    "Sweep": "sweeps",
     "load_sae": "library",
     "save_sae": "library",
     "Run": "runs",
