@@ -82,13 +82,11 @@ def pareto(kinds: pd.DataFrame, saes: pd.DataFrame, tolerance: float) -> go.Figu
     A mark is the mean over seeds with its interval, small dots are single SAEs, grey bands reach as far from each k as
     `tolerance` allows, and a mark is open unless every seed of it is inside.
     """
-    figure = make_subplots(1, 2, horizontal_spacing=0.11, subplot_titles=["lower is better", "higher is better"])
+    figure = make_subplots(1, 2, horizontal_spacing=0.12)
     variants, widths = (list(dict.fromkeys(kinds[column])) for column in ("variant", "d_sae"))
-    for k in sorted(set(kinds["k"])):
-        band = {"x0": k * (1 - tolerance), "x1": k * (1 + tolerance), "fillcolor": "rgba(128,128,128,0.14)"}
-        figure.add_vrect(**band, line_width=0, layer="below", row="all", col="all")
+    palette = (*COLOURS, *MORE)
     for (variant, d_sae), rows in kinds.dropna(subset="l0").groupby(["variant", "d_sae"], sort=False):
-        place, colour = widths.index(d_sae), (*COLOURS, *MORE)[variants.index(variant) % len(COLOURS + MORE)]
+        place, colour = widths.index(d_sae), palette[variants.index(variant) % len(palette)]
         name = f"{variant} {d_sae:,}" if len(widths) > 1 else variant
         single = saes[(saes["variant"] == variant) & (saes["d_sae"] == d_sae)].dropna(subset="l0")
         for column, y in enumerate(("fvu", "ce_recovered"), 1):
@@ -96,12 +94,19 @@ def pareto(kinds: pd.DataFrame, saes: pd.DataFrame, tolerance: float) -> go.Figu
             dots = {"color": colour, "size": 4, "opacity": 0.55}
             same = {"legendgroup": name, "showlegend": False, "hoverinfo": "skip"}
             figure.add_trace(go.Scatter(x=single["l0"], y=single[y], mode="markers", marker=dots, **same), 1, column)
-    ticks = sorted(set(kinds["k"]))
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{k:g}" for k in ticks], minor={"showgrid": False})
-    figure.update_xaxes(title_text="L0 measured (latents per token, log scale)")
-    figure.update_yaxes(title_text="FVU (share of variance unexplained)", row=1, col=1)
-    figure.update_yaxes(title_text="CE recovered (1: splicing is free)", row=1, col=2)
-    return style(figure, 420)
+    ks = sorted(set(kinds["k"]))
+    for k in ks:
+        band = {"x0": k * (1 - tolerance), "x1": k * (1 + tolerance), "fillcolor": "rgba(128,128,128,0.16)"}
+        figure.add_vrect(**band, line_width=0, layer="below", row="all", col="all")
+    low, high = (f([*ks, *saes["l0"].dropna()]) for f in (min, max))
+    round_ones = [c * 10**n for n in range(-1, 5) for c in (1, 2, 5)]
+    ticks = ks + [v for v in round_ones if low < v < min(ks) / 1.3 or max(ks) * 1.3 < v < high]
+    figure.update_xaxes(type="log", range=[np.log10(low / 1.25), np.log10(high * 1.25)], minor={"showgrid": False})
+    figure.update_xaxes(tickvals=ticks, ticktext=[f"{v:g}" for v in ticks])
+    figure.update_xaxes(title_text="L0: latents per token, measured (log scale)")
+    figure.update_yaxes(title_text="FVU: variance unexplained (less is better)", row=1, col=1)
+    figure.update_yaxes(title_text="CE recovered (1: splicing costs nothing)", row=1, col=2)
+    return style(figure, 440)
 
 
 def _front(rows: pd.DataFrame, y: str, name: str, colour: str, place: int, legend: bool) -> go.Scatter:

@@ -186,7 +186,7 @@ def test_one_that_diverges_takes_no_other_with_it(broken, made_up, tmp_path):
     assert list(found.failed) == [f"broken-k{k}-d24-s{s}" for k in (2, 3) for s in (0, 1)]
     assert "gradient of broken at L1R is nan at step 6" in found.failed["broken-k2-d24-s0"]
     assert found.table.state.value_counts().to_dict() == {"done": 8, "failed": 4}
-    assert set(found.unmatched.variant) == {"broken"}
+    assert found.unmatched.query("variant == 'broken'").seeds.tolist() == [0, 0]
     assert "broken, k 2" in (tmp_path / "a/report.html").read_text(encoding="utf-8")
     (note,) = found.run.notes
     assert note.count("broken-k") == 4
@@ -270,6 +270,7 @@ def test_the_picture_has_a_colour_per_variant_intervals_and_the_l0_on_a_log_axis
     assert fronts[0].error_y.array[0] == pytest.approx(row.fvu_high - row.fvu)
     assert figure.layout.xaxis.type == figure.layout.xaxis2.type == "log"
     assert figure.layout.xaxis.ticktext == ("2", "3")
+    assert [(s.x0, s.x1) for s in figure.layout.shapes if s.xref == "x2"] == [(1.9, 2.1), (2.85, 3.15)]
     assert "FVU" in figure.layout.yaxis.title.text
     assert "CE recovered" in figure.layout.yaxis2.title.text
     assert len({*plots.COLOURS, *plots.MORE}) == 16
@@ -310,6 +311,7 @@ def test_a_variant_may_have_knobs_of_its_own_and_a_plan_survives_json():
     assert knobs["topk"]["aux_weight"] == 0.5
     assert "aux_weight" not in knobs["batchtopk"]
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert Plan.of("topk").job.train.sample == 4096
 
 
 def test_a_variant_is_asked_for_its_l0_by_the_knob_that_it_has(monkeypatch):

@@ -116,11 +116,8 @@ class Sweep:
 
     def __repr__(self) -> str:
         done, rest = sum(row["l0"] is not None for row in self.rows), self.unmatched
-        shown = self.matched[["variant", "k", "d_sae", "l0", "fvu", "fvu_low", "fvu_high", "ce_recovered", "alive"]]
-        lines = [
-            f"Sweep {str(self.folder)!r}: {done} of {len(self.rows)} SAEs measured",
-            shown.round(4).to_string(index=False),
-        ]
+        lines = [f"Sweep {str(self.folder)!r}: {done} of {len(self.rows)} SAEs measured"]
+        lines += [told(self.matched).to_string(index=False)] if len(self.matched) else []
         lines += [f"not compared: {_why(row)}" for row in rest.itertuples()]
         return "\n".join(lines + [f"failed: {name}: {said}" for name, said in self.failed.items()])
 
@@ -128,8 +125,8 @@ class Sweep:
     def subtitle(self) -> str:
         job, groups = self.plan.job, len(self.plan.groups)
         return (
-            f"{len(self.rows)} SAEs at {job.site} of {job.model} on {job.train.tokens:,} tokens of {job.text} each, "
-            f"in {groups} pass{'es' * (groups > 1)} over the stream; measured on {job.evaluation:,} test tokens."
+            f"{len(self.rows)} SAEs at {job.site} of {job.model}, {job.train.steps * job.train.batch:,} tokens of "
+            f"{job.text} each in {groups} pass{'es' * (groups > 1)}; measured on {job.evaluation:,} test tokens."
         )
 
     @property
@@ -140,7 +137,7 @@ class Sweep:
         over = f"Means over {seeds} seeds of the weights, which read {data}; bars are 95% intervals of the mean (t)."
         return [
             Section("Pareto", f"{over} Open marks: L0 not within {share} of k (grey bands).", (self.figure,)),
-            Section("At equal L0", f"Every seed within {share} of k, the best FVU first.", (self.matched,)),
+            Section("At equal L0", f"Every seed within {share} of k, the best FVU first.", (told(self.matched),)),
             *self._odd(),
             Section("Every SAE", "alive: the share of latents that fired on the test tokens.", (self.table,)),
         ]
@@ -149,7 +146,7 @@ class Sweep:
         if len(self.unmatched):
             why = tuple(_why(row) for row in self.unmatched.itertuples())
             yield Section(
-                "Not compared", "Their L0 is not the one asked for, or some are missing.", (*why, self.unmatched)
+                "Not compared", "Their L0 is not the one asked for, or some are missing.", (*why, told(self.unmatched))
             )
         if self.failed:
             yield Section("Failed", "Left out.", tuple(f"{name}: {said}" for name, said in self.failed.items()))
@@ -157,6 +154,15 @@ class Sweep:
     def _compared(self, yes: bool) -> pd.DataFrame:
         whole = (self.summary["matched"] == self.summary["total"]) == yes
         return self.summary[whole].reset_index(drop=True)
+
+
+def told(kinds: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a summary for people: a mean and its interval in one column."""
+    out = kinds[["variant", "k", "d_sae", "seeds"]].copy()
+    for name, digits in (("l0", ".1f"), ("fvu", ".4f"), ("ce_recovered", ".4f")):
+        spread = zip(kinds[name], kinds[f"{name}_low"], kinds[f"{name}_high"])
+        out[name] = [format(Estimate(*e), digits) if math.isfinite(e[1]) else format(e[0], digits) for e in spread]
+    return out.assign(alive=kinds["alive"].map("{:.1%}".format))
 
 
 def _row(plan: Plan, asked: Asked, run: Run) -> dict[str, Any]:
