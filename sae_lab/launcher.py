@@ -267,8 +267,8 @@ def _start(run: Launched) -> Launched:
     job = run.job
     if not job:
         raise ValueError(
-            f"{run!r} was not launched: go on with it by what began it, train(..., run={str(run.folder)!r}) or "
-            f"sae-lab train ... --run {run.folder}."
+            f"{run!r} was not launched: go on with it by what began it, the same train(..., run={str(run.folder)!r}), "
+            f"sweep(..., folder={str(run.folder)!r}) or sae-lab line."
         )
     run.control("run")
     command = [sys.executable, "-m", f"sae_lab.{MODULES[job.get('kind', 'training')]}", str(run.folder.absolute())]

@@ -112,7 +112,7 @@ def pareto(kinds: pd.DataFrame, saes: pd.DataFrame, tolerance: float) -> go.Figu
 def _front(rows: pd.DataFrame, y: str, name: str, colour: str, place: int, legend: bool) -> go.Scatter:
     """The means of one variant at one width, joined over k."""
     mark, dash = MARKS[place % len(MARKS)], ("solid", "dash", "dot", "dashdot")[place % 4]
-    whole = rows["matched"] == rows["total"]
+    marks = [mark if whole else f"{mark}-open" for whole in rows["matched"] == rows["total"]]
     reach = {
         "array": rows[f"{y}_high"] - rows[y],
         "arrayminus": rows[y] - rows[f"{y}_low"],
@@ -128,7 +128,7 @@ def _front(rows: pd.DataFrame, y: str, name: str, colour: str, place: int, legen
         legendgroup=name,
         showlegend=legend,
         line={"color": colour, "width": 1.4, "dash": dash},
-        marker={"size": 9, "symbol": [mark if w else f"{mark}-open" for w in whole], "line": {"width": 1.6}},
+        marker={"size": 8, "color": colour, "symbol": marks, "line": {"width": 1.6, "color": colour}},
         customdata=rows[["k", "alive", "seeds", "matched", f"{y}_low", f"{y}_high"]],
         hovertemplate=f"{name}, k %{{customdata[0]}}: L0 %{{x:.2f}}, %{{y:.4f}} "
         "[%{customdata[4]:.4f}, %{customdata[5]:.4f}]<br>alive %{customdata[1]:.1%}, "

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..knobs import Checked, knob
+from ..knobs import Checked, knob, plain
 from ..launcher import Job, checked
 from ..saes import variant
 from ..training.loop import SAMPLE
@@ -97,10 +98,10 @@ class Plan(Checked):
         """
         apart: dict[Any, list[Asked]] = {}
         for asked in self.saes:
-            apart.setdefault(asked[:3] if self._peers(asked) else self._text_seed(asked), []).append(asked)
+            apart.setdefault(asked[:3] if self.peers(asked) else self._text_seed(asked), []).append(asked)
         groups = []
         for one in apart.values():
-            size = len(one) if self._peers(one[0]) else self.at_once or len(one)
+            size = len(one) if self.peers(one[0]) else self.at_once or len(one)
             groups += [one[i : i + size] for i in range(0, len(one), size)]
         return groups
 
@@ -116,6 +117,10 @@ class Plan(Checked):
             sae=knobs | asking(asked.variant, asked.k),
         )
 
+    def peers(self, asked: Asked) -> bool:
+        """Whether an SAE is given those that are trained with it."""
+        return "peers" in variant(asked.variant).needs
+
     def check(self, detached: bool = False) -> "Plan":
         """This plan.
 
@@ -129,11 +134,8 @@ class Plan(Checked):
             raise ValueError(f"Knobs for {odd!r}, which is none of the variants: {', '.join(self.variants)}.")
         return self
 
-    def _peers(self, asked: Asked) -> bool:
-        return "peers" in variant(asked.variant).needs
-
     def _text_seed(self, asked: Asked) -> int:
-        apart = 0 if self.same_data or self._peers(asked) else asked.seed - self.job.seed
+        apart = 0 if self.same_data or self.peers(asked) else asked.seed - self.job.seed
         return self.job.text_seed + apart
 
 
@@ -151,4 +153,4 @@ def asking(name: str, l0: int) -> dict[str, int]:
 
 
 def _tuple(given: Any) -> tuple:
-    return (given,) if isinstance(given, str | int) else tuple(given)
+    return tuple(map(plain, [given] if isinstance(given, str | Integral) else given))

@@ -132,14 +132,18 @@ class Sweep:
     @property
     def sections(self) -> list[Section]:
         """The report, from the picture to single SAEs."""
-        share, seeds = f"{self.plan.tolerance:.0%}", self.plan.seeds
+        share, seeds, single = f"{self.plan.tolerance:.0%}", self.plan.seeds, self.table.drop(columns="run")
         data = "the same text in the same order" if self.plan.same_data else "a text of their own each"
         over = f"Means over {seeds} seeds of the weights, which read {data}; bars are 95% intervals of the mean (t)."
         return [
             Section("Pareto", f"{over} Open marks: L0 not within {share} of k (grey bands).", (self.figure,)),
             Section("At equal L0", f"Every seed within {share} of k, the best FVU first.", (told(self.matched),)),
             *self._odd(),
-            Section("Every SAE", "alive: the share of latents that fired on the test tokens.", (self.table,)),
+            Section(
+                "Every SAE",
+                "alive: the share of latents that fired on the test tokens.",
+                (single,),
+            ),
         ]
 
     def _odd(self) -> Iterator[Section]:

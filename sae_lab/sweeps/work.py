@@ -118,7 +118,8 @@ class _Work:
             for asked in group:
                 self._measure(asked)
                 self._heed()
-        if "lm" in vars(self) or not (self.run.folder / "report.html").exists():
+        worked = "lm" in vars(self)
+        if worked or not (self.run.folder / "report.html").exists():
             found = Sweep.load(self.run.folder)
             write_page(
                 self.run.folder / "report.html", "A sweep of sparse autoencoders", found.subtitle, found.sections
@@ -134,6 +135,8 @@ class _Work:
         so after one of them diverged; it begins anew.
         """
         live = [asked for asked in group if not self._run(asked).status.get("diverged")]
+        if len(live) < len(group) and self.plan.peers(group[0]):
+            return []  # what peers learn hangs on those that are lost
         if all(self._run(asked).trained for asked in live):
             return []
         if any(self._run(asked).trained and self._mates(asked) != _names(live) for asked in live):
@@ -161,8 +164,7 @@ class _Work:
                     if self.run.wanted != "run":
                         return
         except Diverged as error:
-            peers = any("peers" in sae.needs for sae in error.saes)  # what they learned hangs on those that are lost
-            return self._give_up([a for a, sae in zip(group, saes) if peers or sae in error.saes], error)
+            return self._give_up([asked for asked, sae in zip(group, saes) if sae in error.saes], error)
         if not all(self._run(asked).trained for asked in group):
             raise _Stopped  # by a word to one of the group
 
@@ -180,7 +182,7 @@ class _Work:
 
     def _counted(self, step: Step) -> Step:
         """A step of the whole sweep."""
-        batch, done = self.plan.job.train.batch, self.before
+        batch, done, last = self.plan.job.train.batch, self.before, step.index == step.steps
         step = replace(
             step,
             index=done + step.index,
@@ -188,7 +190,7 @@ class _Work:
             tokens=done * batch + step.tokens,
             measured=done + step.measured,
         )
-        if time.monotonic() - self.beaten > HEARTBEAT:
+        if last or time.monotonic() - self.beaten > HEARTBEAT:
             self.beaten = time.monotonic()
             eta = (step.steps - step.index) * batch / step.rate if step.rate else None
             numbers = {"step": step.index, "steps": step.steps, "tokens": step.tokens, "rate": step.rate, "eta": eta}
