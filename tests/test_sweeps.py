@@ -243,13 +243,13 @@ def test_a_word_to_one_of_its_trainings_stops_the_sweep(made_up, tmp_path):
 def test_only_what_has_the_l0_that_was_asked_for_is_compared(made_up, tmp_path, monkeypatch):
     def off(sae, *args, **knobs):
         found = measured(sae, *args, **knobs).to_json()
-        far = 1.2 if sae.name == "batchtopk" and sae.cfg.seed else 0.96
+        far = {2: 1.2, 3: 0.8}[sae.cfg.k] if sae.name == "batchtopk" and sae.cfg.seed else 0.96
         return SimpleNamespace(to_json=lambda: found | {"l0": {"value": sae.cfg.k * far}})
 
     monkeypatch.setattr(work, "evaluate", off)
     found = sweep(TWO, folder=tmp_path, **SMALL)
     assert found.table.matched.tolist() == [True] * 4 + [True, False] * 2
-    assert found.table.off.tolist() == pytest.approx([-0.04] * 4 + [-0.04, 0.2] * 2)
+    assert found.table.off.tolist() == pytest.approx([-0.04] * 4 + [-0.04, 0.2, -0.04, -0.2])
     assert set(found.matched.variant) == {"topk"}
     assert found.unmatched.matched.tolist() == [1, 1]
     assert found.to_json()["unmatched"] == [["batchtopk", 2, 24], ["batchtopk", 3, 24]]

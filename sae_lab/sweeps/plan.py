@@ -30,8 +30,10 @@ class Asked(NamedTuple):
 class Plan(Checked):
     """Variants x k x d_sae x seeds, and in `job` what they share: model, site, text, tokens and the rest.
 
-    Every SAE sees the same rows in the same order, whoever shares its pass: the stream is begun anew for each group,
-    and the rows that some variants look at before their first step are read for all. Seeds differ in their weights.
+    Every SAE sees the same rows in the same order, whoever shares its pass, and ends at the bits it would have alone:
+    the stream is begun anew for each group, and the rows that some variants look at before their first step are read
+    for all. It carries what any variant needs, for all: "patched_kl" makes it whole contexts, not shuffled. What an SAE
+    draws while it trains (`feature_choice` does) comes from one generator per group: its bits hang on who is with it.
     """
 
     variants: tuple[str, ...] = knob(("topk", "batchtopk", "jumprelu"), help="which SAEs")
