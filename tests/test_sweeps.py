@@ -176,8 +176,10 @@ def test_a_folder_holds_one_sweep_for_one_at_a_time(made_up, tmp_path):
     with pytest.raises(RunInUse):
         sweep(TWO, folder=tmp_path, **SMALL)
     going.close()
-    with pytest.raises(ValueError, match="was made with seeds=2, not 3"):
-        sweep(TWO, folder=tmp_path, **SMALL | {"seeds": 3})
+    for detach in (False, True):
+        with pytest.raises(ValueError, match="was made with seeds=2, not 3"):
+            sweep(TWO, folder=tmp_path, detach=detach, **SMALL | {"seeds": 3})
+    assert not (tmp_path / "job.json").exists()
     assert Run(tmp_path).status["state"] == "stopped"
     with pytest.raises(FileNotFoundError, match="No sweep in"):
         Sweep.load(tmp_path / NAMES[0])

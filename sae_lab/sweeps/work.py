@@ -55,7 +55,9 @@ def sweep(
     """
     plan, folder = Plan.of(variants, **knobs).check(detach), Path(folder)
     if detach:
-        begin(Launched(folder.absolute()), {"kind": "sweep", **plan.to_json()})
+        run, asked = Launched(folder.absolute()), {"kind": "sweep", **plan.to_json()}
+        run.describe(asked)  # another sweep's folder is refused here, not by the process
+        begin(run, asked)
         return Sweep.read(plan, folder)
     for _ in run_sweep(plan, folder):
         pass
@@ -71,7 +73,7 @@ def run_sweep(plan: Plan, folder: str | Path) -> Iterator[Step]:
     run = Run(folder)
     run.acquire()
     try:
-        run.describe({"kind": "sweep"} | plan.to_json())
+        run.describe({"kind": "sweep", **plan.to_json()})
         yield from _recorded(run, _Work(plan, run))
     finally:
         run.release()
