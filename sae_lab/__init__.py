@@ -19,12 +19,14 @@ _ROOM = {
     "contexts": "windows",
     "steer": "steering",
     "launch": "launcher",
+    "sweep": "sweeps",
+    "Sweep": "sweeps",
     "load_sae": "library",
     "save_sae": "library",
     "Run": "runs",
     "world": "tiny",
 }
-_ROOMS = ("plots", "runs", "saes", "steering", "toys")  # rooms that a notebook reaches by name: sl.plots
+_ROOMS = ("plots", "runs", "saes", "steering", "sweeps", "toys")  # rooms that a notebook reaches by name: sl.plots
 __all__ = sorted([*_ROOM, *_ROOMS])
 
 

@@ -1,10 +1,12 @@
-"""Numbers with a bootstrap interval over documents: tokens of one document are not independent, documents are."""
+"""Numbers with an interval: by bootstrap over documents (tokens of one document are not independent, documents are), or
+by Student's t over a few runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,15 @@ class Estimate:
         middle = (p + z * z / (2 * tries)) / (1 + z * z / tries)
         reach = z / (1 + z * z / tries) * np.sqrt(p * (1 - p) / tries + z * z / (4 * tries * tries))
         return cls(p, float(max(0.0, middle - reach)), float(min(1.0, middle + reach)))
+
+    @classmethod
+    def mean(cls, values: Sequence[float]) -> "Estimate":
+        """The mean of a few independent runs with Student's t interval, which takes them to be normal; NaN for one."""
+        n, middle = len(values), float(np.mean(values)) if len(values) else float("nan")
+        if n < 2:
+            return cls(middle, float("nan"), float("nan"))
+        reach = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n))
+        return cls(middle, middle - reach, middle + reach)
 
 
 def draws(docs: int, n: int, seed: int = 0) -> Float[np.ndarray, "draws docs"]:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from .training import Step, TrainConfig, train
 if TYPE_CHECKING:
     import pandas as pd
 
+MODULES = {"training": "launcher", "sweep": "sweeps"}  # what the process of each kind of job runs
 _children: list[subprocess.Popen] = []  # of this process, so that each is reaped when it ends
 
 
@@ -66,6 +67,11 @@ class Job(Checked):
             **{key: value for key, value in knobs.items() if key in own},
         )
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """The variant's own knobs; at a site that is read but not written, it transcodes."""
+        return ({"transcode": True} if Site(self.site).target != self.site else {}) | self.sae
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -85,9 +91,9 @@ def run_job(job: Job) -> Iterator[Step]:
     from .reading import held_out
 
     run = Run(job.run or fresh(f"runs/{job.variant}-{job.site}"))
-    lm, source = _stream(job)
-    transcodes = {"transcode": True} if Site(job.site).target != job.site else {}
-    sae = build(job.variant, d_in=source.d_in(job.site), seed=job.seed, **{**transcodes, **job.sae})
+    lm = reader(job)
+    source = stream(job, lm, variant(job.variant).needs)
+    sae = build(job.variant, d_in=source.d_in(job.site), seed=job.seed, **job.own)
     if lm and job.evaluation:
         held_out(lm, job.text, "test", 0, column=job.column).block(0)  # a text too short for it fails now
     yield from train(sae.to(lm.device) if lm else sae, source, run=run.folder, config=job.train)
@@ -101,18 +107,25 @@ def run_job(job: Job) -> Iterator[Step]:
             run.mark("done")
 
 
-def _stream(job: Job) -> tuple[Any, Any]:
-    """(model, source of activations) of a job; no model for planted ones."""
+def reader(job: Job) -> Any:
+    """The model of a job; none for planted activations."""
+    if job.model == "planted":
+        return None
+    from .models import load_model
+
+    return load_model(job.model, device=job.device, dtype=job.dtype)
+
+
+def stream(job: Job, lm: Any, needs: Set[str]) -> Any:
+    """The source of a job's activations, from its beginning, with what SAEs need beside them."""
     if job.model == "planted":
         from .toys import Planted
 
-        return None, Planted(site=job.site, seed=job.text_seed)
+        return Planted(site=job.site, seed=job.text_seed)
     from .harvest import GIVEN, activations
-    from .models import load_model
 
-    lm, needs = load_model(job.model, device=job.device, dtype=job.dtype), variant(job.variant).needs & GIVEN
     reading = {"text": job.text, "column": job.column, "seed": job.text_seed, "context": job.context}
-    return lm, activations(lm, job.site, needs=needs, **reading)
+    return activations(lm, job.site, needs=needs & GIVEN, **reading)
 
 
 class Launched(Run):
@@ -209,19 +222,36 @@ def launch(job: Job | None = None, **knobs: Any) -> Launched:
     if job and knobs:
         raise TypeError(f"launch() takes a job or knobs, not both: put {', '.join(knobs)} into the job.")
     job = job or Job.of(**knobs)
+    checked(job)
+    run = Launched(Path(job.run or fresh(f"runs/{job.variant}-{job.site}")).absolute())
+    return begin(run, {**job.to_json(), "run": str(run.folder)})
+
+
+def checked(job: Job, detached: bool = True) -> None:
+    """Raises:
+    ValueError, TypeError, KeyError: for what a job can ask wrongly; for a variant that only this process knows.
+    """
     if "d_in" in job.sae:
         raise TypeError("d_in is the model's to say: leave it out.")
-    configured(job.variant, **{"d_in": (job.sae.get("d_sae") or 16) // 2 or 1, **job.sae})
-    if variant(job.variant).__module__ == "__main__":
+    configured(job.variant, **{"d_in": (job.sae.get("d_sae") or 16) // 2 or 1, **job.own})
+    if detached and variant(job.variant).__module__ == "__main__":
         raise ValueError(
             f"{job.variant!r} is defined in this notebook, which a process of its own does not see: use train()."
         )
-    run = Launched(Path(job.run or fresh(f"runs/{job.variant}-{job.site}")).absolute())
+
+
+def begin(run: Launched, asked: dict[str, Any]) -> Launched:
+    """Starts the process of a folder that does what is asked.
+
+    Raises:
+        RunInUse: if one is at work there.
+        ValueError: if something else was asked for there before.
+    """
     if run.alive:
         raise RunInUse(
             f"{run!r} is at work already. Attach to it with Launched({str(run.folder)!r}), or choose another."
         )
-    run.describe({**job.to_json(), "run": str(run.folder), "cwd": os.getcwd()}, file="job.json")
+    run.describe({**asked, "cwd": os.getcwd()}, file="job.json")
     return _start(run)
 
 
@@ -243,11 +273,11 @@ def _start(run: Launched) -> Launched:
     job = run.job
     if not job:
         raise ValueError(
-            f"{run!r} was not launched: go on with it by what began it, train(..., run={str(run.folder)!r}) or "
-            f"sae-lab train ... --run {run.folder}."
+            f"{run!r} was not launched: go on with it by what began it, the same train(..., run={str(run.folder)!r}), "
+            f"sweep(..., folder={str(run.folder)!r}) or sae-lab line."
         )
     run.control("run")
-    command = [sys.executable, "-m", "sae_lab.launcher", str(run.folder.absolute())]
+    command = [sys.executable, "-m", f"sae_lab.{MODULES[job.get('kind', 'training')]}", str(run.folder.absolute())]
     with run.open_errors() as errors:
         child = subprocess.Popen(
             command,
@@ -264,14 +294,18 @@ def _start(run: Launched) -> Launched:
 
 
 def main(folder: str) -> None:
-    """The detached process: the job of one folder."""
-    run = Run(folder)
+    """The detached process of a training: the job of one folder."""
+    serve(Run(folder), lambda job: run_job(Job.from_json(job)))
+
+
+def serve(run: Run, work: Callable[[dict[str, Any]], Iterator[Step]]) -> None:
+    """Does a detached process's work to its end; what is told to the folder, or by SIGTERM, stops it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted notebook is no reason to stop
     signal.signal(signal.SIGTERM, lambda *_: _ended(run))
     run.mark("starting")
-    job = {key: value for key, value in run.job.items() if key != "cwd"}
+    job = {key: value for key, value in run.job.items() if key not in ("cwd", "kind")}
     try:
-        for _ in run_job(Job.from_json(job)):
+        for _ in work(job):
             pass
     except (RunInUse, SystemExit):
         raise

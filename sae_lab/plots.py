@@ -9,6 +9,8 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 COLOURS = ("#0b6e99", "#d9730d", "#4d7c0f", "#ad1a72", "#64748b", "#b8860b")
+MORE = ("#7c5cd6", "#1a9988", "#d1383d", "#8a6446", "#3b7ddd", "#9a8f1f", "#d9669c", "#5a9e62", "#b35c1e", "#7a8aa0")
+MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 TERMS = {"fvu": "FVU", "l0": "L0 (latents per token)", "dead": "dead latents", "lr": "learning rate"}
 
 
@@ -72,6 +74,66 @@ def dose(table: pd.DataFrame, x: str = "strength", y: str = "found", by: str = "
     figure.update_yaxes(title_text="share of texts with the concept", range=[0, 1.04], row=1, col=1)
     figure.update_yaxes(title_text="surprise, nats per token", rangemode="tozero", row=1, col=2)
     return style(figure)
+
+
+def pareto(kinds: pd.DataFrame, saes: pd.DataFrame, tolerance: float) -> go.Figure:
+    """L0 against FVU and against CE recovered: a colour per variant, a mark and a dash per d_sae, a line over k.
+
+    A mark is the mean over seeds with its interval, small dots are single SAEs, grey bands reach as far from each k as
+    `tolerance` allows, and a mark is open unless every seed of it is inside.
+    """
+    figure = make_subplots(1, 2, horizontal_spacing=0.12)
+    variants, widths = (list(dict.fromkeys(kinds[column])) for column in ("variant", "d_sae"))
+    palette = (*COLOURS, *MORE)
+    for (variant, d_sae), rows in kinds.dropna(subset="l0").groupby(["variant", "d_sae"], sort=False):
+        place, colour = widths.index(d_sae), palette[variants.index(variant) % len(palette)]
+        name = f"{variant} {d_sae:,}" if len(widths) > 1 else variant
+        single = saes[(saes["variant"] == variant) & (saes["d_sae"] == d_sae)].dropna(subset="l0")
+        for column, y in enumerate(("fvu", "ce_recovered"), 1):
+            figure.add_trace(_front(rows.sort_values("l0"), y, name, colour, place, column == 1), 1, column)
+            dots = {"color": colour, "size": 4, "opacity": 0.55}
+            same = {"legendgroup": name, "showlegend": False, "hoverinfo": "skip"}
+            figure.add_trace(go.Scatter(x=single["l0"], y=single[y], mode="markers", marker=dots, **same), 1, column)
+    ks = sorted(set(kinds["k"]))
+    for k in ks:
+        band = {"x0": k * (1 - tolerance), "x1": k * (1 + tolerance), "fillcolor": "rgba(128,128,128,0.16)"}
+        figure.add_vrect(**band, line_width=0, layer="below", row="all", col="all")
+    low, high = (f([*ks, *saes["l0"].dropna()]) for f in (min, max))
+    round_ones = [c * 10**n for n in range(-1, 5) for c in (1, 2, 5)]
+    ticks = ks + [v for v in round_ones if low < v < min(ks) / 1.3 or max(ks) * 1.3 < v < high]
+    figure.update_xaxes(type="log", range=[np.log10(low / 1.25), np.log10(high * 1.25)], minor={"showgrid": False})
+    figure.update_xaxes(tickvals=ticks, ticktext=[f"{v:g}" for v in ticks])
+    figure.update_xaxes(title_text="L0: latents per token, measured (log scale)")
+    figure.update_yaxes(title_text="FVU: variance unexplained (less is better)", row=1, col=1)
+    figure.update_yaxes(title_text="CE recovered (1: splicing costs nothing)", row=1, col=2)
+    return style(figure, 440)
+
+
+def _front(rows: pd.DataFrame, y: str, name: str, colour: str, place: int, legend: bool) -> go.Scatter:
+    """The means of one variant at one width, joined over k."""
+    mark, dash = MARKS[place % len(MARKS)], ("solid", "dash", "dot", "dashdot")[place % 4]
+    marks = [mark if whole else f"{mark}-open" for whole in rows["matched"] == rows["total"]]
+    reach = {
+        "array": rows[f"{y}_high"] - rows[y],
+        "arrayminus": rows[y] - rows[f"{y}_low"],
+        "thickness": 1.4,
+        "width": 5,
+    }
+    return go.Scatter(
+        x=rows["l0"],
+        y=rows[y],
+        error_y=reach,
+        mode="lines+markers",
+        name=name,
+        legendgroup=name,
+        showlegend=legend,
+        line={"color": colour, "width": 1.4, "dash": dash},
+        marker={"size": 8, "color": colour, "symbol": marks, "line": {"width": 1.6, "color": colour}},
+        customdata=rows[["k", "alive", "seeds", "matched", f"{y}_low", f"{y}_high"]],
+        hovertemplate=f"{name}, k %{{customdata[0]}}: L0 %{{x:.2f}}, %{{y:.4f}} "
+        "[%{customdata[4]:.4f}, %{customdata[5]:.4f}]<br>alive %{customdata[1]:.1%}, "
+        "%{customdata[3]} of %{customdata[2]} seeds at this L0<extra></extra>",
+    )
 
 
 def recovered(table: pd.DataFrame, names: dict[str, str], top: int = 30) -> go.Figure:

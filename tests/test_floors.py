@@ -13,7 +13,8 @@ FLOORS = [
     {"toys", "saes", "metrics", "intervals", "recovery", "matching", "models", "tokens"},
     {"harvest", "reading", "runs", "pretrained"},
     {"training", "evaluation", "concepts", "windows", "steering", "explanation", "comparison", "bench"},
-    {"sweeps", "suites", "launcher", "library", "report"},
+    {"launcher", "library", "report"},
+    {"sweeps", "suites"},
     {"panels", "cli"},
 ]
 ONLY = {  # a library and the rooms that may import it

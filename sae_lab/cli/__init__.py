@@ -10,6 +10,7 @@ from typing import Any
 VERBS = {
     "quickstart": "train an SAE on the embedded Llama, measure it, steer with it, write report.html",
     "train": "train one SAE: sae-lab train VARIANT [options]",
+    "sweep": "train variants x k x d_sae x seeds on one stream and compare them at equal L0",
     "evaluate": "measure a trained SAE on held-out text: sae-lab evaluate RUN",
     "runs": "list the runs of a folder",
     "bench": "time this machine: sae-lab bench step|scaling|harvest|training",

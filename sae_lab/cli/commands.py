@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import pandas as pd
 import tyro
 
+from .. import sweeps
 from ..bench import BenchHarvest, BenchScaling, BenchStep, BenchTraining
 from ..evaluation import evaluate
 from ..knobs import knob
@@ -25,6 +26,8 @@ from .progress import note, watched
 from .quickstart import Quickstart, quickstart
 
 HIDDEN = {"d_in", "variant", "sae", "train"}  # known from elsewhere
+
+DETACH = {"detach": (bool, knob(False, help="start it as a process of its own and return"))}
 
 
 def options(name: str, *configs: type, doc: str = "", hidden: Collection[str] = HIDDEN, **more: Any) -> type:
@@ -67,11 +70,11 @@ def run_train(argv: list[str], as_json: bool) -> None:
     """`train VARIANT --site L3R --k 32 ...`, here or with --detach as a process of its own."""
     name = argv[0] if argv and not argv[0].startswith("-") else "batchtopk"
     rest = argv[1:] if argv and not argv[0].startswith("-") else argv
-    chosen, extra = variant(name), {"detach": (bool, knob(False, help="start it as a process of its own and return"))}
+    chosen = variant(name)
     doc = f"Train {name} ({chosen.paper}): sae-lab train {name} --d-sae 2048. `sae-lab variants` lists the others."
     doc += " A run that was cut short goes on: give its --run again."
     given = vars(
-        parsed(options("TrainOptions", Job, chosen.Config, TrainConfig, doc=doc, **extra), rest, f"train {name}")
+        parsed(options("TrainOptions", Job, chosen.Config, TrainConfig, doc=doc, **DETACH), rest, f"train {name}")
     )
     detach, run = given.pop("detach"), Run(given.pop("run") or fresh(f"runs/{name}-{given['site']}"))
     job = Job.of(variant=name, run=str(run.folder), **given)
@@ -88,6 +91,29 @@ def run_train(argv: list[str], as_json: bool) -> None:
         )
         raise
     return say({"run": str(run.folder), "status": run.status, "evaluation": run.eval}, as_json, _shown(run))
+
+
+def run_sweep(argv: list[str], as_json: bool) -> None:
+    """`sweep --variants topk batchtopk --k 16 32 --seeds 3 ...`, here or with --detach as a process of its own."""
+    doc = "Train variants x k x d_sae x seeds on one stream of activations, measure all, compare them at equal L0. "
+    doc += "The same line again goes on with a sweep that was cut short."
+    more = {"folder": (str, knob("runs/sweep", help="the sweep's folder; in the end it has report.html")), **DETACH}
+    made = options(
+        "SweepOptions", sweeps.Plan, Job, TrainConfig, doc=doc, hidden=HIDDEN | {"own", "job", "run"}, **more
+    )
+    given = vars(parsed(made, argv, "sweep"))
+    detach, folder = given.pop("detach"), given.pop("folder")
+    if detach:
+        found = sweeps.sweep(folder=folder, detach=True, **given)
+        return say(found.to_json(), as_json, f"{folder}: started; see it with `sae-lab ps {folder}`.")
+    try:
+        for _ in watched(sweeps.run_sweep(sweeps.Plan.of(**given).check(), folder), Path(folder).name):
+            pass
+    except KeyboardInterrupt:
+        note(f"Stopped with a checkpoint. Go on with: sae-lab sweep {shlex.join(argv)}")
+        raise
+    found = sweeps.Sweep.load(folder)
+    return say(found.to_json(), as_json, f"{found!r}\n\n{found.folder / 'report.html'}")
 
 
 def run_evaluate(argv: list[str], as_json: bool) -> None:
@@ -107,7 +133,7 @@ def run_evaluate(argv: list[str], as_json: bool) -> None:
 
 def run_runs(argv: list[str], as_json: bool) -> None:
     runs = find_runs(_folder(argv, "runs"))
-    rows = [{"run": str(r.folder), "variant": r.config.get("variant"), **_numbers(r)} for r in runs]
+    rows = [{"run": str(r.folder), "variant": r.config.get("variant", "(sweep)"), **_numbers(r)} for r in runs]
     say(rows, as_json, _table(rows) or "No runs here. Start one: sae-lab quickstart, or sae-lab train batchtopk.")
 
 

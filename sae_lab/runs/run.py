@@ -8,6 +8,7 @@ checkpoints/ snapshots/ sae/ eval.json report.html lock, and job.json + stderr.t
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,6 +183,16 @@ class Run:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def discard(self) -> None:
+        """Deletes the folder of a training that has to begin anew.
+
+        Raises:
+            RunInUse: if it is at work.
+        """
+        self.acquire()
+        shutil.rmtree(self.folder)
+        self.release()
 
     def describe(
         self, asked: dict[str, Any], measure: Callable[[], dict] = dict, file: str = "config.json"

@@ -2,4 +2,5 @@
 
 from .config import TrainConfig
 from .loop import train
+from .member import Diverged
 from .steps import Record, Step

@@ -20,6 +20,12 @@ class TrainConfig(Checked):
     dead_after: int | None = knob(
         None, 1, 10**13, "tokens of silence before a latent is dead; None: a tenth of the run, at most 10 million"
     )
+    sample: int | None = knob(
+        None,
+        1,
+        10**8,
+        "activations read before the first step, for what an SAE sets from some; None: 4,096 if one does",
+    )
     calibration_tokens: int = knob(32_768, 1, 10**8, "fresh training tokens that set inference thresholds at the end")
     snapshots: int = knob(8, 0, 30, "weights-only copies kept on the way, each at half the steps of the next")
     checkpoint_steps: int = knob(0, 0, 10**9, "steps between checkpoints; 0: only by the clock")

@@ -23,7 +23,7 @@ from ..sites import Site
 from ..sources import Source
 from .config import TrainConfig, configured
 from .diary import Diary, folders
-from .member import Member
+from .member import Diverged, Member
 from .quiet import drawing, own_rng, uninterrupted
 from .steps import Record, Step, measure
 
@@ -52,7 +52,7 @@ def train(
         ValueError: a knob out of range, a site that the source lacks, a run folder made with another config.
         RunInUse: if another training writes to the folder.
         DiskFull: if the final SAE, or the checkpoint on leaving, finds no room; others are only remarked on.
-        FloatingPointError: if a loss is no longer finite.
+        Diverged: if a loss is no longer finite; a FloatingPointError that knows whose.
     """
     config = configured(config, **knobs, **({} if tokens is None else {"tokens": tokens}))
     members = [Member(sae, site, config) for site, sae in placed(saes, source)]
@@ -128,7 +128,7 @@ class _Training:
             torch.autograd.backward(terms)
             if measured:
                 self._measure(batches, outs)
-            clippings = [member.clipping(self.index) for member in active]  # all, before any weight moves
+            clippings = self._clippings(active)  # all, before any weight moves
             for member, out, clipping in zip(active, outs, clippings):
                 member.update(out, self.index, clipping)
         self.index += 1
@@ -137,20 +137,35 @@ class _Training:
 
     def _measure(self, batches: list[Batch], outs: list[Objective]) -> None:
         """Raises:
-        FloatingPointError: if a loss is not finite; the weights are still those of before the step.
+        Diverged: if a loss is not finite; the weights are still those of before the step.
         """
         self.records = tuple(measure(m, batch, out, self.index) for m, batch, out in zip(self.members, batches, outs))
-        for record in self.records:
-            for name, value in record.terms.items():
-                if not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"Loss term {name!r} of {record.variant} at {record.site} is {value} at step {self.index + 1}. "
-                        "Lower lr, or look for infinities in the activations; the last checkpoint is intact."
-                    )
+        terms = [(m.sae, r, *term) for m, r in zip(self.members, self.records) for term in r.terms.items()]
+        if lost := [term for term in terms if not math.isfinite(term[-1])]:
+            _, record, name, value = lost[0]
+            raise Diverged(
+                dict.fromkeys(sae for sae, *_ in lost),
+                f"Loss term {name!r} of {record.variant} at {record.site} is {value} at step {self.index + 1}. "
+                "Lower lr, or look for infinities in the activations; the last checkpoint is intact.",
+            )
         now, steps = time.perf_counter(), self.index + 1 - self.timed
         self.rate = steps * self.config.batch / max(self.spent + now - self.began, 1e-9)
         self.measured = self.timed = self.index + 1
         self.spent, self.began = 0.0, now
+
+    def _clippings(self, members: list[Member]) -> list[float]:
+        """Raises:
+        Diverged: with all whose gradient is not finite.
+        """
+        found, lost = [], []
+        for member in members:
+            try:
+                found.append(member.clipping(self.index))
+            except Diverged as error:
+                lost.append(error)
+        if lost:
+            raise Diverged([sae for error in lost for sae in error.saes], str(lost[0]))
+        return found
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -189,7 +204,8 @@ class _Training:
         """Shows a first sample to the fresh SAEs that want one."""
         fresh = [m for m in self.members if not m.trained_before]
         wanting = [m for m in fresh if type(m.sae).prepare is not SAE.prepare]
-        sample = self._draw(SAMPLE) if wanting else {}
+        tokens = self.config.sample or (SAMPLE if wanting else 0)
+        sample = self._draw(tokens) if tokens else {}
         with drawing(self.rng):
             for member in wanting:
                 x, target = (torch.cat(rows) for rows in zip(*((r.x, r.target) for r in sample[member.site])))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,6 +15,14 @@ from ..shapes import LatentMask
 from ..sources import Cost, Source
 from ..sparse import Adam
 from .config import TrainConfig
+
+
+class Diverged(FloatingPointError):
+    """Losses or gradients of `saes` are no longer finite; `said` of the first."""
+
+    def __init__(self, saes: Iterable[SAE], said: str):
+        super().__init__(said)
+        self.saes = tuple(saes)
 
 
 class Member:
@@ -96,14 +105,15 @@ class Member:
         """What the gradient is multiplied by.
 
         Raises:
-            FloatingPointError: if it is not finite; the weights are still those of before the step.
+            Diverged: if it is not finite; the weights are still those of before the step.
         """
         norm = self.adam.grad_norm() if self.adam else 0.0
         if not math.isfinite(norm):
             self.adam.zero_grad()
-            raise FloatingPointError(
+            raise Diverged(
+                [self.sae],
                 f"The gradient of {self.sae.name} at {self.site} is {norm} at step {index + 1}. Lower lr, or look for "
-                "infinities in the activations; the last checkpoint is intact."
+                "infinities in the activations; the last checkpoint is intact.",
             )
         clip = self.recipe.clip if self.config.clip is None else self.config.clip
         return min(1.0, clip / max(norm, 1e-12)) if clip else 1.0

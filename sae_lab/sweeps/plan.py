@@ -1,0 +1,158 @@
+"""What a sweep asks for: its SAEs, and which of them share a pass over the stream."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import product
+from numbers import Integral
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..knobs import Checked, knob, plain
+from ..launcher import Job, checked
+from ..saes import variant
+from ..training.loop import SAMPLE
+
+
+class Asked(NamedTuple):
+    """One SAE of a sweep. `name` is its run folder's."""
+
+    variant: str
+    k: int
+    d_sae: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-k{self.k}-d{self.d_sae}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan(Checked):
+    """Variants x k x d_sae x seeds, and in `job` what they share: model, site, text, tokens and the rest.
+
+    Every SAE sees the same rows in the same order, whoever shares its pass, and ends at the bits it would have alone:
+    the stream is begun anew for each group, and the rows that some variants look at before their first step are read
+    for all. It carries what any variant needs, for all: "patched_kl" makes it whole contexts, not shuffled. What an SAE
+    draws while it trains (`feature_choice` does) comes from one generator per group: its bits hang on who is with it.
+    """
+
+    variants: tuple[str, ...] = knob(("topk", "batchtopk", "jumprelu"), help="which SAEs")
+    k: tuple[int, ...] = knob((16, 32, 64), help="L0 that each is asked for: latents per token")
+    d_sae: tuple[int, ...] = knob((2048,), help="numbers of latents")
+    seeds: int = knob(3, 1, 1000, "SAEs of each kind, which differ in the seed of their weights")
+    same_data: bool = knob(
+        True, help="seeds read the same text in the same order; off: each its own, in a pass of its own"
+    )
+    at_once: int | None = knob(
+        None, 1, 10**6, "SAEs held and trained at a time; None: all. Each further group reads the whole text again"
+    )
+    tolerance: float = knob(0.05, 0.0, 1.0, "how far, as a share of k, measured L0 may be from it to be compared")
+    own: dict = field(default_factory=dict, metadata={"help": "knobs of single variants, by name"})
+    job: Job = field(default_factory=Job, metadata={"help": "what all share"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, row in (("variants", self.variants), ("k", self.k), ("d_sae", self.d_sae)):
+            if not row or len(set(row)) < len(row):
+                raise ValueError(f"{name}={row} must name at least one, and each once.")
+        if self.job.model == "planted" or not self.job.evaluation:
+            raise ValueError(
+                "A sweep compares SAEs on held-out text: it wants a model, and evaluation=... tokens. For planted "
+                "activations train a list: train([sae, ...], toys.Planted())."
+            )
+
+    @classmethod
+    def of(cls, variants: str | Iterable[str] | Mapping[str, dict] = (), **knobs: Any) -> "Plan":
+        """A plan from knobs of its own, of Job, of TrainConfig and of every variant, told apart by their names.
+
+        `variants` may be a mapping from names to knobs that are that variant's alone.
+        """
+        own = {name: dict(more) for name, more in variants.items() if more} if isinstance(variants, Mapping) else {}
+        mine = {name: knobs.pop(name) for name in [f.name for f in fields(cls)] if name in knobs}
+        mine |= {"variants": variants} if variants else {}
+        several = {name: _tuple(mine[name]) for name in ("variants", "k", "d_sae") if name in mine}
+        return cls(**mine | several, own=own, job=Job.of(**{"sample": SAMPLE} | knobs))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Plan":
+        several = {name: tuple(saved[name]) for name in ("variants", "k", "d_sae")}
+        return cls(**saved | several | {"job": Job.from_json(saved["job"])})
+
+    @property
+    def saes(self) -> list[Asked]:
+        """Every SAE that is asked for."""
+        seeds = range(self.job.seed, self.job.seed + self.seeds)
+        return [Asked(*row) for row in product(self.variants, self.k, self.d_sae, seeds)]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the stream carries for any of the variants."""
+        return frozenset().union(*(variant(name).needs for name in self.variants))
+
+    @property
+    def groups(self) -> list[list[Asked]]:
+        """Those that are trained together, in one pass over the stream each.
+
+        An SAE that needs peers is given the other seeds of its kind, and nobody else.
+        """
+        apart: dict[Any, list[Asked]] = {}
+        for asked in self.saes:
+            apart.setdefault(asked[:3] if self.peers(asked) else self._text_seed(asked), []).append(asked)
+        groups = []
+        for one in apart.values():
+            size = len(one) if self.peers(one[0]) else self.at_once or len(one)
+            groups += [one[i : i + size] for i in range(0, len(one), size)]
+        return groups
+
+    def job_of(self, asked: Asked, folder: Path) -> Job:
+        """The training of one SAE, as it would be by itself."""
+        knobs = self.job.sae | self.own.get(asked.variant, {}) | {"d_sae": asked.d_sae}
+        return replace(
+            self.job,
+            variant=asked.variant,
+            seed=asked.seed,
+            text_seed=self._text_seed(asked),
+            run=str(folder / asked.name),
+            sae=knobs | asking(asked.variant, asked.k),
+        )
+
+    def peers(self, asked: Asked) -> bool:
+        """Whether an SAE is given those that are trained with it."""
+        return "peers" in variant(asked.variant).needs
+
+    def check(self, detached: bool = False) -> "Plan":
+        """This plan.
+
+        Raises:
+            ValueError, KeyError, TypeError: for what a variant cannot be asked; before anything is trained.
+        """
+        for asked in self.saes:
+            checked(self.job_of(asked, Path()), detached)
+        odd = next((name for name in self.own if name not in self.variants), None)
+        if odd is not None:
+            raise ValueError(f"Knobs for {odd!r}, which is none of the variants: {', '.join(self.variants)}.")
+        return self
+
+    def _text_seed(self, asked: Asked) -> int:
+        apart = 0 if self.same_data or self.peers(asked) else asked.seed - self.job.seed
+        return self.job.text_seed + apart
+
+
+def asking(name: str, l0: int) -> dict[str, int]:
+    """The knob by which a variant is asked for `l0` latents per token.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    has = variant(name).Config.__dataclass_fields__
+    for aim in ("k", "target_l0"):
+        if aim in has:
+            return {aim: l0}
+    raise ValueError(f"{name!r} has no knob for L0, neither k nor target_l0: it cannot be compared at equal L0.")
+
+
+def _tuple(given: Any) -> tuple:
+    return tuple(map(plain, [given] if isinstance(given, str | Integral) else given))

@@ -1,0 +1,210 @@
+"""What a sweep found, read from its folder: a row per SAE, a row per kind, and the Pareto picture."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .. import plots
+from ..intervals import Estimate
+from ..launcher import Launched
+from ..report import Section
+from ..runs import Run
+from .plan import Asked, Plan
+
+NUMBERS = ("l0", "alive", "fvu", "ce_recovered")
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """A sweep's results so far; `load` reads them again.
+
+    Attributes:
+        plan: what was asked for.
+        folder: where it is.
+        rows: one per SAE, those of `table`; `said` is why one failed.
+    """
+
+    plan: Plan
+    folder: Path
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Sweep":
+        """The results in a sweep's folder.
+
+        Raises:
+            FileNotFoundError: if it holds no sweep.
+        """
+        run = Run(folder)
+        saved = (run.config or run.job) if run.exists else {}
+        if saved.get("kind") != "sweep":
+            raise FileNotFoundError(f"No sweep in {str(folder)!r}. Give a folder that sweep(folder=...) wrote.")
+        return cls.read(
+            Plan.from_json({key: value for key, value in saved.items() if key not in ("kind", "cwd")}), folder
+        )
+
+    @classmethod
+    def read(cls, plan: Plan, folder: str | Path) -> "Sweep":
+        """As `load`, of a plan that is known."""
+        return cls(plan, Path(folder), [_row(plan, asked, Run(Path(folder) / asked.name)) for asked in plan.saes])
+
+    @property
+    def run(self) -> Launched:
+        """The sweep's own folder: status, pause(), resume(), stop(), wait()."""
+        return Launched(self.folder)
+
+    def wait(self, timeout: float | None = None) -> "Sweep":
+        """The results once its process has ended.
+
+        Raises:
+            TimeoutError, RuntimeError: as `Launched.wait`.
+        """
+        self.run.wait(timeout)
+        return Sweep.load(self.folder)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per SAE; `off` is measured L0 over k, less 1, and `matched` whether that is within the tolerance."""
+        return pd.DataFrame(self.rows).drop(columns="said")
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per variant, k and d_sae: means over seeds with 95% t intervals (of the mean; none for one seed).
+
+        `total` counts SAEs, `seeds` those that were measured, `matched` those of these whose L0 is in the tolerance.
+        """
+        kinds: dict[tuple, list[dict]] = {}
+        for row in self.rows:
+            kinds.setdefault((row["variant"], row["k"], row["d_sae"]), []).append(row)
+        return pd.DataFrame([_kind(self.plan, rows) for rows in kinds.values()])
+
+    @property
+    def matched(self) -> pd.DataFrame:
+        """The rows of `summary` that are compared: every seed was measured, at the L0 asked for. The best FVU first."""
+        return self._compared(True).sort_values(["d_sae", "k", "fvu"])
+
+    @property
+    def unmatched(self) -> pd.DataFrame:
+        """The rows of `summary` that are not."""
+        return self._compared(False)
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """SAEs that failed, and why."""
+        return {Path(row["run"]).name: row["said"] for row in self.rows if row["said"]}
+
+    @property
+    def figure(self):
+        """L0 against FVU and against CE recovered (plotly): means and intervals over seeds, open where unmatched."""
+        return plots.pareto(self.summary, self.table, self.plan.tolerance)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "plan": self.plan.to_json(),
+            "interval": "95%, Student's t over seeds",
+            "saes": _plain(self.table),
+            "summary": _plain(self.summary),
+            "unmatched": [list(row) for row in self.unmatched[["variant", "k", "d_sae"]].itertuples(index=False)],
+            "failed": self.failed,
+        }
+
+    def __repr__(self) -> str:
+        done, rest = sum(row["l0"] is not None for row in self.rows), self.unmatched
+        lines = [f"Sweep {str(self.folder)!r}: {done} of {len(self.rows)} SAEs measured"]
+        lines += [told(self.matched).to_string(index=False)] if len(self.matched) else []
+        lines += [f"not compared: {_why(row)}" for row in rest.itertuples()]
+        return "\n".join(lines + [f"failed: {name}: {said}" for name, said in self.failed.items()])
+
+    @property
+    def subtitle(self) -> str:
+        job, groups = self.plan.job, len(self.plan.groups)
+        return (
+            f"{len(self.rows)} SAEs at {job.site} of {job.model}, {job.train.steps * job.train.batch:,} tokens of "
+            f"{job.text} each in {groups} pass{'es' * (groups > 1)}; measured on {job.evaluation:,} test tokens."
+        )
+
+    @property
+    def sections(self) -> list[Section]:
+        """The report, from the picture to single SAEs."""
+        share, seeds, single = f"{self.plan.tolerance:.0%}", self.plan.seeds, self.table.drop(columns="run")
+        data = "the same text in the same order" if self.plan.same_data else "a text of their own each"
+        over = f"Means over {seeds} seeds of the weights, which read {data}; bars are 95% intervals of the mean (t)."
+        return [
+            Section("Pareto", f"{over} Open marks: L0 not within {share} of k (grey bands).", (self.figure,)),
+            Section("At equal L0", f"Every seed within {share} of k, the best FVU first.", (told(self.matched),)),
+            *self._odd(),
+            Section(
+                "Every SAE",
+                "alive: the share of latents that fired on the test tokens.",
+                (single,),
+            ),
+        ]
+
+    def _odd(self) -> Iterator[Section]:
+        if len(self.unmatched):
+            why = tuple(_why(row) for row in self.unmatched.itertuples())
+            yield Section(
+                "Not compared", "Their L0 is not the one asked for, or some are missing.", (*why, told(self.unmatched))
+            )
+        if self.failed:
+            yield Section("Failed", "Left out.", tuple(f"{name}: {said}" for name, said in self.failed.items()))
+
+    def _compared(self, yes: bool) -> pd.DataFrame:
+        whole = (self.summary["matched"] == self.summary["total"]) == yes
+        return self.summary[whole].reset_index(drop=True)
+
+
+def told(kinds: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a summary for people: a mean and its interval in one column."""
+    out = kinds[["variant", "k", "d_sae", "seeds"]].copy()
+    for name, digits in (("l0", ".1f"), ("fvu", ".4f"), ("ce_recovered", ".4f")):
+        spread = zip(kinds[name], kinds[f"{name}_low"], kinds[f"{name}_high"])
+        out[name] = [format(Estimate(*e), digits) if math.isfinite(e[1]) else format(e[0], digits) for e in spread]
+    return out.assign(alive=kinds["alive"].map("{:.1%}".format))
+
+
+def _row(plan: Plan, asked: Asked, run: Run) -> dict[str, Any]:
+    found, status = run.eval, run.status
+    value = {name: found[name]["value"] if found else None for name in ("l0", "fvu", "ce_recovered", "dead")}
+    off = value["l0"] / asked.k - 1 if found else None
+    return {
+        **asked._asdict(),
+        "state": status["state"],
+        "tokens": status.get("tokens", 0),
+        "l0": value["l0"],
+        "off": off,
+        "matched": abs(off) <= plan.tolerance if found else None,
+        "alive": 1 - value["dead"] if found else None,
+        "fvu": value["fvu"],
+        "ce_recovered": value["ce_recovered"],
+        "run": str(run.folder),
+        "said": status.get("error", "") if status["state"] == "failed" else "",
+    }
+
+
+def _kind(plan: Plan, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    there = [row for row in rows if row["l0"] is not None]
+    out = {key: rows[0][key] for key in ("variant", "k", "d_sae")}
+    out |= {"total": len(rows), "seeds": len(there), "matched": sum(row["matched"] for row in there)}
+    for name in NUMBERS:
+        mean = Estimate.mean([row[name] for row in there])
+        out |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
+    return out
+
+
+def _why(row: Any) -> str:
+    """Why a kind is not compared."""
+    off = f"L0 {row.l0:.1f}, {row.l0 / row.k - 1:+.0%}; " if row.seeds else ""
+    return f"{row.variant}, k {row.k}, {row.d_sae:,} latents: {off}{row.matched} of {row.seeds} measured seeds match"
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON knows them: what is not a number is null."""
+    rows = table.to_dict("records")
+    return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
