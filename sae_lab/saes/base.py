@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..knobs import check, knob
 from ..shapes import Acts, LatentMask, Part, Rows, Scalar, TokenInts
 from ..sparse import Latents, PreActs, choice_dtype, decode, encode
+from .control import L0Controller
+from .losses import power, ramp
 
 REGISTRY: dict[str, type["SAE"]] = {}
 
@@ -104,6 +106,9 @@ class SAE(nn.Module, ABC):
         d_in: int = field(metadata={"help": "width of the activation"})
         d_sae: int = field(metadata={"help": "number of latents"})
         seed: int = knob(0, 0, 2**31 - 1, "seed of the weight initialisation")
+        target_l0: float | None = knob(
+            None, 1e-2, 1e6, "mean L0 to end with: k where there is a k, else the penalty's price is moved until it is met"
+        )
         encoder_bias: bool = knob(True, help="whether latents have a bias of their own; without, b_enc does not exist")
         choose_in: str = knob(
             "auto",
@@ -137,6 +142,8 @@ class SAE(nn.Module, ABC):
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae)) if cfg.encoder_bias else None
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
         self.build()
+        steered = cfg.target_l0 is not None and not hasattr(cfg, "k")
+        self.control = L0Controller(cfg.target_l0) if steered else None
         if not self.trainable:
             self.requires_grad_(False)
 
@@ -167,6 +174,17 @@ class SAE(nn.Module, ABC):
     @abstractmethod
     def objective(self, batch: Batch) -> Objective:
         """The training forward pass and its loss terms."""
+
+    def charge(self, penalty: Scalar, z: Latents, batch: Batch) -> Scalar:
+        """The loss term of a penalty on latents: it warms up, and is moved until L0 is `target_l0` where there is one.
+
+        To be asked once a step, with the latents that inference would give.
+        """
+        warm = ramp(batch.progress, self.recipe.sparsity_warmup)
+        if self.control is None:
+            return warm * penalty
+        most = power(batch.target) / penalty.detach()
+        return warm * self.control(z.l0, most, batch.progress, warm == 1.0) * penalty
 
     def prepare(self, x: Rows) -> None:
         """Before the first step: set what the paper sets from a first sample of (scaled) activations."""

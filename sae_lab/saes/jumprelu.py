@@ -10,7 +10,7 @@ from ..knobs import knob
 from ..shapes import Acts
 from ..sparse import Latents, PreActs
 from .base import SAE, Batch, Objective, Recipe
-from .losses import mse, ramp
+from .losses import mse
 
 
 class JumpReLU(SAE, name="jumprelu"):
@@ -30,9 +30,7 @@ class JumpReLU(SAE, name="jumprelu"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        l0_weight: float = knob(1e-3, 0.0, 1e4, "price of one active latent, where there is no target_l0")
-        target_l0: float | None = knob(None, 1e-3, 1e6, "mean L0 to aim for: the penalty is (L0 / target_l0 - 1)^2")
-        target_weight: float = knob(1.0, 0.0, 1e4, "weight of that penalty")
+        l0_weight: float = knob(1e-3, 0.0, 1e4, "price of one active latent")
         bandwidth: float = knob(1e-3, 1e-9, 10.0, "width of the kernel around a threshold, in units of activation")
         init_threshold: float = knob(1e-3, 1e-9, 10.0, "every threshold at the start")
         centred: bool = knob(False, help="whether b_dec is subtracted before the encoder, as some ports do")
@@ -60,13 +58,13 @@ class JumpReLU(SAE, name="jumprelu"):
         over = _Step.apply(v.value, at, cfg.bandwidth)
         z = v.to(v.value * over.detach() + at.detach() * (over - over.detach()))
         x_hat = self.decode(z)
-        l0 = over.sum() / len(batch.x)
-        price = cfg.l0_weight * l0 if cfg.target_l0 is None else cfg.target_weight * (l0 / cfg.target_l0 - 1).square()
-        sparsity = ramp(batch.progress, self.recipe.sparsity_warmup) * price
-        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "l0": sparsity})
+        penalty = cfg.l0_weight * over.sum() / len(batch.x)
+        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "l0": self.charge(penalty, z, batch)})
 
     @torch.no_grad()
     def after_step(self) -> None:
+        if self.control:
+            self.log_threshold += self.control.lasting
         self.log_threshold.clamp_(min=math.log(self.cfg.bandwidth / 2))
 
     def _pre(self, x: Acts) -> PreActs:
