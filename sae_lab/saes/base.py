@@ -121,9 +121,13 @@ class SAE(nn.Module, ABC):
             for row in ("d_in", "d_sae"):
                 if getattr(self, row) < 1:
                     raise ValueError(f"{row}={getattr(self, row)} must be at least 1.")
-            k = getattr(self, "k", 1)
-            if k > self.d_sae:
-                raise ValueError(f"k={k} must be at most d_sae={self.d_sae}: no token has more latents. Lower k.")
+            k, aim = getattr(self, "k", None), self.target_l0
+            for row, value in (("k", k), ("target_l0", aim)):
+                if value is not None and value > self.d_sae:
+                    said = f"{row}={value} must be at most d_sae={self.d_sae}: no token has more latents."
+                    raise ValueError(f"{said} Lower {row}.")
+            if None not in (k, aim) and k != aim:
+                raise ValueError(f"k={k} and target_l0={aim} differ, and mean the same here: give one of them.")
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -183,7 +187,7 @@ class SAE(nn.Module, ABC):
         warm = ramp(batch.progress, self.recipe.sparsity_warmup)
         if self.control is None:
             return warm * penalty
-        most = power(batch.target) / penalty.detach()
+        most = power(batch.target) / penalty.detach().clamp(min=1e-12)
         return warm * self.control(z.l0, most, batch.progress, warm == 1.0) * penalty
 
     def prepare(self, x: Rows) -> None:
