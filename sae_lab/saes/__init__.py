@@ -40,8 +40,10 @@ def configured(name: str, **config: Any) -> Any:
         raise TypeError(f"SAE {name!r} needs {' and '.join(missing)}: build({name!r}, {missing[0]}=...).")
     config = {key: plain(value) for key, value in config.items()}
     aim = config.get("target_l0")
-    if "k" in rows and aim is not None:
-        config.setdefault("k", int(aim) if isinstance(aim, float) and aim.is_integer() else aim)
+    if "k" in rows and isinstance(aim, int | float):
+        if aim % 1 != 0:
+            raise ValueError(f"target_l0={aim} must be a whole number: in {name} it is k.")
+        config.setdefault("k", int(aim))
     return cls.Config(**config)
 
 

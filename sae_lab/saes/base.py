@@ -107,7 +107,10 @@ class SAE(nn.Module, ABC):
         d_sae: int = field(metadata={"help": "number of latents"})
         seed: int = knob(0, 0, 2**31 - 1, "seed of the weight initialisation")
         target_l0: float | None = knob(
-            None, 1e-2, 1e6, "mean L0 to end with: k where there is a k, else the penalty's price is moved until it is met"
+            None,
+            1e-2,
+            1e6,
+            "mean L0 to end with: k where there is a k, else the penalty's price is moved until it is met",
         )
         encoder_bias: bool = knob(True, help="whether latents have a bias of their own; without, b_enc does not exist")
         choose_in: str = knob(

@@ -34,7 +34,7 @@ class L0Controller(nn.Module):
         `lasting` is what the integral added to the logarithm, `error` is e, both of the last step.
         """
         error = (l0.double() / self.target).clamp(min=1e-2).log()
-        passed = (progress - self.progress).clamp(max=LONGEST)
+        passed = (progress - self.progress).clamp(0.0, LONGEST)  # a second training starts at 0 again
         self.lasting.copy_(INTEGRAL * passed * error.clamp(-1.0, 1.0 if warm else 0.0))
         change = PROPORTIONAL * (error - self.error).nan_to_num(0.0)  # at the first step there is no change
         moved = self.multiplier * (change + self.lasting).exp()

@@ -10,7 +10,7 @@ from ..knobs import knob
 from ..shapes import Acts
 from ..sparse import Latents, PreActs
 from .base import SAE, Batch, Objective, Recipe
-from .losses import mse
+from .losses import mse, ramp
 
 
 class JumpReLU(SAE, name="jumprelu"):
@@ -22,6 +22,8 @@ class JumpReLU(SAE, name="jumprelu"):
 
     Interpretation: a threshold is held at half the kernel's width at least, where inactive latents stay out of the
     window; warm-ups are shares of the run (the paper: 1,000 steps for the rate, by a cosine, 10,000 for the penalty).
+    The optimiser moves log theta by lr a step at most, so with `target_l0` all of them also follow the controller:
+    together by what its integral adds to the logarithm of the price, which dies away as L0 settles.
     """
 
     paper = "Rajamanoharan et al. 2024, arXiv:2407.14435"
@@ -31,6 +33,9 @@ class JumpReLU(SAE, name="jumprelu"):
     @dataclass(frozen=True)
     class Config(SAE.Config):
         l0_weight: float = knob(1e-3, 0.0, 1e4, "price of one active latent")
+        target_weight: float | None = knob(
+            None, 0.0, 1e4, "weight of (L0 / target_l0 - 1)^2 in place of the price; None: the price is moved instead"
+        )
         bandwidth: float = knob(1e-3, 1e-9, 10.0, "width of the kernel around a threshold, in units of activation")
         init_threshold: float = knob(1e-3, 1e-9, 10.0, "every threshold at the start")
         centred: bool = knob(False, help="whether b_dec is subtracted before the encoder, as some ports do")
@@ -42,6 +47,8 @@ class JumpReLU(SAE, name="jumprelu"):
                     f"init_threshold={self.init_threshold} must be at least bandwidth / 2 = {self.bandwidth / 2}: "
                     "below, inactive latents are inside the kernel. Raise it, or lower bandwidth."
                 )
+            if self.target_weight is not None and self.target_l0 is None:
+                raise ValueError(f"target_weight={self.target_weight} weighs a distance from target_l0: give that too.")
 
     def build(self) -> None:
         start = math.log(self.cfg.init_threshold)
@@ -58,12 +65,17 @@ class JumpReLU(SAE, name="jumprelu"):
         over = _Step.apply(v.value, at, cfg.bandwidth)
         z = v.to(v.value * over.detach() + at.detach() * (over - over.detach()))
         x_hat = self.decode(z)
-        penalty = cfg.l0_weight * over.sum() / len(batch.x)
-        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "l0": self.charge(penalty, z, batch)})
+        l0 = over.sum() / len(batch.x)
+        if cfg.target_weight is None:
+            penalty = self.charge(cfg.l0_weight * l0, z, batch)
+        else:
+            distance = (l0 / cfg.target_l0 - 1).square()
+            penalty = cfg.target_weight * ramp(batch.progress, self.recipe.sparsity_warmup) * distance
+        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "l0": penalty})
 
     @torch.no_grad()
     def after_step(self) -> None:
-        if self.control:
+        if self.control is not None:
             self.log_threshold += self.control.lasting
         self.log_threshold.clamp_(min=math.log(self.cfg.bandwidth / 2))
 
