@@ -5,7 +5,7 @@ from torch import nn
 
 from ..shapes import Scalar
 
-PROPORTIONAL = 3.0  # the price answers a factor in L0 by its third power at once
+PROPORTIONAL = 4.0  # the price answers a factor in L0 by its fourth power at once
 INTEGRAL = 40.0  # and by a factor of exp(40) in a run through all of which L0 stays e times too large
 LONGEST = 0.01  # share of the run that one step counts as at most: with fewer than 100 steps a full step would be rash
 FAINTEST = 1e-9  # least multiplier
