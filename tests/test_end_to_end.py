@@ -299,7 +299,7 @@ def test_scaled_or_not_the_model_sees_raw_activations(lm):
     rows = stream(lm).next(64)["L0R"]
     expected = rows.patched_kl(noisy(rows.x), later=True)
     member = Member(sae(), "L0R", TrainConfig())
-    member.begin(0.03)
+    member.begin(0.03, 0.03)
     x_hat = (0.03 * noisy(rows.x)).requires_grad_()
     found = member.batch(rows, 0.0).patched_kl(x_hat, later=True)
     torch.testing.assert_close(tuple(found), (expected.kl, 0.03**2 * expected.later), rtol=1e-4, atol=1e-6)

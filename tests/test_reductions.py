@@ -322,3 +322,25 @@ def test_calibrating_on_nothing_is_an_error():
         sae("batchtopk", k=K).calibrate([])
     with pytest.raises(ValueError, match="no activations"):
         build("pca", d_in=D_IN, k=2).calibrate([])
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+def test_multi_topk_adds_the_error_with_four_times_as_many_latents(name):
+    quiet = Batch(batch(40).x, batch(40).x, torch.zeros(D_SAE, dtype=torch.bool))
+    (a, plain), (b, wide) = step(sae(name, k=3), quiet), step(sae(name, k=12), quiet)
+    both, grads = step(sae(name, k=3, multi=0.125), quiet)
+    assert torch.equal(both.z.support.latent, a.z.support.latent)
+    torch.testing.assert_close(both.terms["multi"], 0.125 * b.terms["mse"])
+    same(grads, {key: plain[key] + 0.125 * wide[key] for key in grads})
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+def test_k_falls_in_a_line_from_k_init_and_multi_topk_with_it(name):
+    model = sae(name, k=3, k_init=13, k_anneal=0.5, multi=0.125)
+    for progress, k in ((0.0, 13), (0.25, 8), (0.26, 8), (0.5, 3), (1.0, 3)):
+        b = Batch(batch(40).x, batch(40).x, torch.zeros(D_SAE, dtype=torch.bool), progress)
+        found, wanted = model.objective(b), sae(name, k=k, multi=0.125).objective(b)
+        assert torch.equal(found.z.support.latent, wanted.z.support.latent)
+        torch.testing.assert_close(found.terms, wanted.terms)
+    whole = sae(name, k=3, k_init=400, k_anneal=0.5).objective(replace(b, progress=0.0))
+    torch.testing.assert_close(whole.terms, sae(name, k=D_SAE).objective(b).terms)  # never more than there are

@@ -76,6 +76,8 @@ def run_train(argv: list[str], as_json: bool) -> None:
     given = vars(
         parsed(options("TrainOptions", Job, chosen.Config, TrainConfig, doc=doc, **DETACH), rest, f"train {name}")
     )
+    if given.get("k") == getattr(chosen.Config, "k", None) and given["target_l0"] is not None:
+        del given["k"]  # not asked for: its default
     detach, run = given.pop("detach"), Run(given.pop("run") or fresh(f"runs/{name}-{given['site']}"))
     job = Job.of(variant=name, run=str(run.folder), **given)
     if detach:

@@ -22,7 +22,7 @@ def build(name: str, **config: Any) -> SAE:
 
 
 def configured(name: str, **config: Any) -> Any:
-    """The settings of a variant, checked, without its weights.
+    """The settings of a variant, checked, without its weights. Where L0 is k, `target_l0` says k.
 
     Raises:
         KeyError: if no variant has this name.
@@ -38,7 +38,13 @@ def configured(name: str, **config: Any) -> Any:
     missing = [key for key in missing if not rows[key].optional]
     if missing:
         raise TypeError(f"SAE {name!r} needs {' and '.join(missing)}: build({name!r}, {missing[0]}=...).")
-    return cls.Config(**{key: plain(value) for key, value in config.items()})
+    config = {key: plain(value) for key, value in config.items()}
+    aim = config.get("target_l0")
+    if "k" in rows and isinstance(aim, int | float):
+        if aim % 1 != 0:
+            raise ValueError(f"target_l0={aim} must be a whole number: in {name} it is k.")
+        config.setdefault("k", int(aim))
+    return cls.Config(**config)
 
 
 def variant(name: str) -> type[SAE]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ..knobs import check, knob
 from ..shapes import Acts, Direction, LatentMask, Part, Rows, Scalar, TokenInts
 from ..sparse import Latents, PreActs, choice_dtype, decode, encode
+from .control import L0Controller
+from .losses import power, ramp
 
 REGISTRY: dict[str, type["SAE"]] = {}
 
@@ -104,6 +106,12 @@ class SAE(nn.Module, ABC):
         d_in: int = field(metadata={"help": "width of the activation"})
         d_sae: int = field(metadata={"help": "number of latents"})
         seed: int = knob(0, 0, 2**31 - 1, "seed of the weight initialisation")
+        target_l0: float | None = knob(
+            None,
+            1e-2,
+            1e6,
+            "mean L0 to end with: k where there is a k, else the penalty's price is moved until it is met",
+        )
         encoder_bias: bool = knob(True, help="whether latents have a bias of their own; without, b_enc does not exist")
         transcode: bool = knob(False, help="whether it predicts another activation than it reads, as at a TC site")
         skip: bool = knob(False, help="whether a transcoder has a linear path beside its latents")
@@ -120,9 +128,13 @@ class SAE(nn.Module, ABC):
                     raise ValueError(f"{row}={getattr(self, row)} must be at least 1.")
             if self.skip and not self.transcode:
                 raise ValueError("skip=True is for transcoders: the linear path would copy x. Set transcode=True too.")
-            k = getattr(self, "k", 1)
-            if k > self.d_sae:
-                raise ValueError(f"k={k} must be at most d_sae={self.d_sae}: no token has more latents. Lower k.")
+            k, aim = getattr(self, "k", None), self.target_l0
+            for row, value in (("k", k), ("target_l0", aim)):
+                if value is not None and value > self.d_sae:
+                    said = f"{row}={value} must be at most d_sae={self.d_sae}: no token has more latents."
+                    raise ValueError(f"{said} Lower {row}.")
+            if None not in (k, aim) and k != aim:
+                raise ValueError(f"k={k} and target_l0={aim} differ, and mean the same here: give one of them.")
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -144,6 +156,8 @@ class SAE(nn.Module, ABC):
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
         self.W_skip = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_in)) if cfg.skip else None
         self.build()
+        steered = cfg.target_l0 is not None and not hasattr(cfg, "k")
+        self.control = L0Controller(cfg.target_l0) if steered else None
         if not self.trainable:
             self.requires_grad_(False)
 
@@ -188,6 +202,17 @@ class SAE(nn.Module, ABC):
     @abstractmethod
     def objective(self, batch: Batch) -> Objective:
         """The training forward pass and its loss terms."""
+
+    def charge(self, penalty: Scalar, z: Latents, batch: Batch) -> Scalar:
+        """The loss term of a penalty on latents: it warms up, and is moved until L0 is `target_l0` where there is one.
+
+        To be asked once a step, with the latents that inference would give.
+        """
+        warm = ramp(batch.progress, self.recipe.sparsity_warmup)
+        if self.control is None:
+            return warm * penalty
+        most = power(batch.target) / penalty.detach().clamp(min=1e-12)
+        return warm * self.control(z.l0, most, batch.progress, warm == 1.0) * penalty
 
     def prepare(self, x: Rows, target: Rows) -> None:
         """Before the first step: set what the paper sets from a first sample of (scaled) activations."""

@@ -9,8 +9,8 @@ from ..knobs import knob
 from ..shapes import Acts, Part
 from ..sparse import Latents, batch_topk
 from .base import SAE, Batch, Objective, Recipe
-from .losses import dead_error, energy
-from .select import batch_threshold, follow
+from .losses import dead_error, energy, mse
+from .select import annealed, batch_threshold, follow
 
 
 class BatchTopK(SAE, name="batchtopk"):
@@ -29,6 +29,11 @@ class BatchTopK(SAE, name="batchtopk"):
         encoder_bias: bool = knob(False, help="whether latents have a bias of their own; without, b_enc does not exist")
         k_aux: int = knob(512, 1, 8192, "dead latents that explain the residual")
         aux_weight: float = knob(1 / 32, 0.0, 10.0, "weight of the AuxK term")
+        k_init: int | None = knob(None, 1, 2**20, "latents kept per token at the first step; None: k from the start")
+        k_anneal: float = knob(0.1, 0.0, 1.0, "share of the run over which k_init falls to k")
+        multi: float = knob(
+            0.0, 0.0, 10.0, "weight of the error with 4k latents (Multi-TopK, whose paper has 1/8); 0: none"
+        )
         momentum: float = knob(0.9, 0.0, 0.9999, "memory of the threshold that stands in until the end of training")
 
     def build(self) -> None:
@@ -40,12 +45,17 @@ class BatchTopK(SAE, name="batchtopk"):
 
     def objective(self, batch: Batch) -> Objective:
         pre = self.pre(batch.x, self.centre, again=batch.dead)
-        z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
+        k = min(annealed(self.cfg.k_init or 0, self.cfg.k, self.cfg.k_anneal, batch.progress), self.cfg.d_sae)
+        z = pre.keep(pre.choose(batch_topk, k * len(batch.x))).relu()
         follow(self.threshold, z, self.cfg.momentum)
         x_hat = self.reconstruct(z, batch.x)
         missed = batch.target - x_hat
         aux = self.cfg.aux_weight * dead_error(pre, self.W_dec, missed, batch.dead, self.cfg.k_aux)
-        return Objective(x_hat, z, {"mse": energy(missed), "auxk": aux})
+        terms = {"mse": energy(missed), "auxk": aux}
+        if self.cfg.multi:
+            more = pre.keep(pre.choose(batch_topk, min(4 * k, self.cfg.d_sae) * len(batch.x))).relu()
+            terms["multi"] = self.cfg.multi * mse(self.reconstruct(more, batch.x), batch.target)
+        return Objective(x_hat, z, terms)
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:

@@ -63,7 +63,7 @@ class EndToEnd(SAE, name="end_to_end"):
         z = self.encode(batch.x)
         x_hat = self.reconstruct(z, batch.x)
         price = L1_WEIGHT[kind] if self.cfg.l1_weight is None else self.cfg.l1_weight
-        terms = {"l1": price / d_in * l1(z)}
+        terms = {"l1": self.charge(price / d_in * l1(z), z, batch)}
         if kind == "local":
             return Objective(x_hat, z, terms | {"mse": mse(x_hat, batch.target) / d_in})
         cost = batch.patched_kl(x_hat, later=kind == "e2e_ds")

@@ -9,7 +9,7 @@ from ..knobs import knob
 from ..shapes import Acts
 from ..sparse import Latents, decode, encode
 from .base import SAE, Batch, Objective, Recipe
-from .losses import l1, mse, ramp
+from .losses import l1, mse
 
 
 class Gated(SAE, name="gated"):
@@ -41,10 +41,9 @@ class Gated(SAE, name="gated"):
         gate, z = self._fire(batch.x)
         x_hat = self.reconstruct(z, batch.x)
         by_gates = decode(gate, self.W_dec.detach()) + self.beside(batch.x).detach()
-        price = self.cfg.l1_weight * ramp(batch.progress, self.recipe.sparsity_warmup)
         terms = {
             "mse": mse(x_hat, batch.target),
-            "l1": price * l1(gate),
+            "l1": self.charge(self.cfg.l1_weight * l1(gate), z, batch),
             "aux": self.cfg.aux_weight * mse(by_gates, batch.target),
         }
         return Objective(x_hat, z, terms)

@@ -22,6 +22,8 @@ class JumpReLU(SAE, name="jumprelu"):
 
     Interpretation: a threshold is held at half the kernel's width at least, where inactive latents stay out of the
     window; warm-ups are shares of the run (the paper: 1,000 steps for the rate, by a cosine, 10,000 for the penalty).
+    The optimiser moves log theta by lr a step at most, so with `target_l0` all of them also follow the controller:
+    together by what its integral adds to the logarithm of the price, which dies away as L0 settles.
     """
 
     paper = "Rajamanoharan et al. 2024, arXiv:2407.14435"
@@ -30,9 +32,10 @@ class JumpReLU(SAE, name="jumprelu"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        l0_weight: float = knob(1e-3, 0.0, 1e4, "price of one active latent, where there is no target_l0")
-        target_l0: float | None = knob(None, 1e-3, 1e6, "mean L0 to aim for: the penalty is (L0 / target_l0 - 1)^2")
-        target_weight: float = knob(1.0, 0.0, 1e4, "weight of that penalty")
+        l0_weight: float = knob(1e-3, 0.0, 1e4, "price of one active latent")
+        target_weight: float | None = knob(
+            None, 0.0, 1e4, "weight of (L0 / target_l0 - 1)^2 in place of the price; None: the price is moved instead"
+        )
         bandwidth: float = knob(1e-3, 1e-9, 10.0, "width of the kernel around a threshold, in units of activation")
         init_threshold: float = knob(1e-3, 1e-9, 10.0, "every threshold at the start")
         centred: bool = knob(False, help="whether b_dec is subtracted before the encoder, as some ports do")
@@ -44,6 +47,8 @@ class JumpReLU(SAE, name="jumprelu"):
                     f"init_threshold={self.init_threshold} must be at least bandwidth / 2 = {self.bandwidth / 2}: "
                     "below, inactive latents are inside the kernel. Raise it, or lower bandwidth."
                 )
+            if self.target_weight is not None and self.target_l0 is None:
+                raise ValueError(f"target_weight={self.target_weight} weighs a distance from target_l0: give that too.")
 
     def build(self) -> None:
         start = math.log(self.cfg.init_threshold)
@@ -61,12 +66,17 @@ class JumpReLU(SAE, name="jumprelu"):
         z = v.to(v.value * over.detach() + at.detach() * (over - over.detach()))
         x_hat = self.reconstruct(z, batch.x)
         l0 = over.sum() / len(batch.x)
-        price = cfg.l0_weight * l0 if cfg.target_l0 is None else cfg.target_weight * (l0 / cfg.target_l0 - 1).square()
-        sparsity = ramp(batch.progress, self.recipe.sparsity_warmup) * price
-        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "l0": sparsity})
+        if cfg.target_weight is None:
+            penalty = self.charge(cfg.l0_weight * l0, z, batch)
+        else:
+            distance = (l0 / cfg.target_l0 - 1).square()
+            penalty = cfg.target_weight * ramp(batch.progress, self.recipe.sparsity_warmup) * distance
+        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "l0": penalty})
 
     @torch.no_grad()
     def after_step(self) -> None:
+        if self.control is not None:
+            self.log_threshold += self.control.lasting
         self.log_threshold.clamp_(min=math.log(self.cfg.bandwidth / 2))
 
     def _pre(self, x: Acts) -> PreActs:

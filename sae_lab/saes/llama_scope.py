@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 
@@ -10,7 +9,7 @@ from ..knobs import knob
 from ..shapes import Acts, Part, Rows, Scalar
 from ..sparse import Latents, PreActs, Support, topk
 from .base import SAE, Batch, Objective, Recipe
-from .select import batch_threshold
+from .select import annealed, batch_threshold
 
 
 class LlamaScope(SAE, name="llama_scope"):
@@ -67,11 +66,8 @@ class LlamaScope(SAE, name="llama_scope"):
 
     def kept(self, progress: float) -> int:
         """K at a point of the run: ceil(max(1, r + (1 - r) t / T) k), where r k = k_init and T = k_anneal."""
-        k, first = self.cfg.k, self.cfg.k_init or self.cfg.d_in // 2
-        if first <= k or progress >= self.cfg.k_anneal:
-            return k
-        kept = first + (k - first) * progress / self.cfg.k_anneal
-        return min(ceil(kept - 1e-9), self.cfg.d_sae)
+        first = self.cfg.k_init or self.cfg.d_in // 2
+        return min(annealed(first, self.cfg.k, self.cfg.k_anneal, progress), self.cfg.d_sae)
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:

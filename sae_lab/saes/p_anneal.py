@@ -8,7 +8,7 @@ from ..knobs import knob
 from ..shapes import Acts, Scalar
 from ..sparse import Latents
 from .base import SAE, Batch, Objective, Recipe
-from .losses import mse, ramp
+from .losses import mse
 
 
 class PAnneal(SAE, name="p_anneal"):
@@ -44,9 +44,8 @@ class PAnneal(SAE, name="p_anneal"):
         z = self.encode(batch.x)
         x_hat = self.reconstruct(z, batch.x)
         self._anneal(z, batch.progress)
-        price = self.cfg.l1_weight * ramp(batch.progress, self.recipe.sparsity_warmup) * self.balance
-        penalty = price * lpp(z, self.p(int(self.updated)))
-        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "lpp": penalty})
+        penalty = self.cfg.l1_weight * self.balance * lpp(z, self.p(int(self.updated)))
+        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "lpp": self.charge(penalty, z, batch)})
 
     def p(self, updates: int) -> float:
         """The exponent after so many falls."""

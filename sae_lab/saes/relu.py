@@ -8,7 +8,7 @@ from ..knobs import knob
 from ..shapes import Acts
 from ..sparse import Latents
 from .base import SAE, Batch, Objective, Recipe
-from .losses import l1, mse, ramp
+from .losses import l1, mse
 
 
 class ReLU(SAE, name="relu"):
@@ -34,6 +34,5 @@ class ReLU(SAE, name="relu"):
     def objective(self, batch: Batch) -> Objective:
         z = self.encode(batch.x)
         x_hat = self.reconstruct(z, batch.x)
-        price = self.cfg.l1_weight * ramp(batch.progress, self.recipe.sparsity_warmup)
-        sparsity = price * l1(z, z.at(self.W_dec.norm(dim=1)))
-        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "l1": sparsity})
+        penalty = self.cfg.l1_weight * l1(z, z.at(self.W_dec.norm(dim=1)))
+        return Objective(x_hat, z, {"mse": mse(x_hat, batch.target), "l1": self.charge(penalty, z, batch)})

@@ -1,11 +1,19 @@
 """Inference thresholds and quotas that variants share."""
 
 from collections.abc import Iterable
+from math import ceil
 
 import torch
 
 from ..shapes import LatentInts, PerLatent
 from ..sparse import Latents, PreActs, batch_topk, column_topk
+
+
+def annealed(first: int, k: int, share: float, progress: float) -> int:
+    """How many latents to keep at a point of the run: falls in a line from `first` to `k` over its first `share`."""
+    if first <= k or progress >= share:
+        return k
+    return ceil(first + (k - first) * progress / share - 1e-9)
 
 
 def batch_threshold(pres: Iterable[PreActs], k: float | int) -> float:

@@ -11,7 +11,10 @@ from .member import Member
 
 @dataclass(frozen=True)
 class Record:
-    """One SAE as last measured: weighted loss terms, FVU and L0 on the batch, dead latents, learning rate."""
+    """One SAE as last measured: weighted loss terms, FVU and L0 on the batch, dead latents, learning rate.
+
+    `state` is what the variant itself moves: its scalar buffers by name, such as a threshold or a price's multiplier.
+    """
 
     site: str
     variant: str
@@ -20,6 +23,7 @@ class Record:
     l0: float
     dead: int
     lr: float
+    state: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,4 +66,5 @@ def measure(member: Member, batch: Batch, out: Objective, index: int) -> Record:
         l0=float(out.z.l0),
         dead=int(batch.dead.sum()),
         lr=member.lr(index) if member.adam else 0.0,
+        state={name: b.item() for name, b in member.sae.named_buffers() if b.dim() == 0},
     )
