@@ -11,6 +11,8 @@ VERBS = {
     "quickstart": "train an SAE on the embedded Llama, measure it, steer with it, write report.html",
     "train": "train one SAE: sae-lab train VARIANT [options]",
     "evaluate": "measure a trained SAE on held-out text: sae-lab evaluate RUN",
+    "doctor": "what went wrong in a run, by its record, and what to do about it: sae-lab doctor RUN",
+    "cite": "BibTeX of what a run used: sae-lab cite RUN",
     "runs": "list the runs of a folder",
     "bench": "time this machine: sae-lab bench step|scaling|harvest|training",
     "variants": "list the variants with their papers",

@@ -11,6 +11,7 @@ import pandas as pd
 import tyro
 
 from ..bench import BenchHarvest, BenchScaling, BenchStep, BenchTraining
+from ..citing import cite
 from ..evaluation import evaluate
 from ..knobs import knob
 from ..launcher import Job, Launched, launch, ps, run_job
@@ -103,6 +104,12 @@ def run_evaluate(argv: list[str], as_json: bool) -> None:
     lm = load_model(given.model or sae.origin.get("model", "tiny"), dtype=sae.origin.get("dtype"))
     found = evaluate(sae.to(lm.device), lm, tokens=given.tokens, split=given.split)
     say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")
+
+
+def run_cite(argv: list[str], as_json: bool) -> None:
+    made = options("CiteOptions", doc="BibTeX of what a run used.", run=(tyro.conf.Positional[str], field()))
+    found = cite(parsed(made, argv, "cite").run)
+    say(found.to_json(), as_json, repr(found))
 
 
 def run_runs(argv: list[str], as_json: bool) -> None:
