@@ -19,6 +19,7 @@ _ROOM = {
     "contexts": "windows",
     "steer": "steering",
     "launch": "launcher",
+    "doctor": "diagnosis",
     "cite": "citing",
     "load_sae": "library",
     "save_sae": "library",

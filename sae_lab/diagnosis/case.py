@@ -1,0 +1,156 @@
+"""A run as a doctor sees it: its config, its log and status, its weights where they are there."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+from ..runs import Run
+from ..saes import REGISTRY, SAE, Recipe
+
+FEW = 8  # rows of log below which nothing is said of its course
+ROWS = "the log has {n} measured rows yet, this takes {need}"
+
+
+class Unchecked(Exception):
+    """Why a check could not be made."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an SAE does at inference, on `tokens` tokens of `where`."""
+
+    where: str
+    tokens: int
+    l0: float
+    fvu: float
+    dead: float | None = None
+
+
+class Case:
+    """The record of one run, with what checks keep asking of it. Nothing is read before it is asked for."""
+
+    def __init__(self, run: Run, measured: Measured | None = None):
+        self.run, self._measured = run, measured
+        self.status = run.status
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json.
+
+        Raises:
+            Unchecked: if the training has not got so far as to write it.
+        """
+        if not (self.run.folder / "config.json").exists():
+            raise Unchecked("there is no config.json yet: the training has not begun")
+        return self.run.config
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The measured rows of log.jsonl, oldest first."""
+        return [row for row in self.run.rows if "fvu" in row]
+
+    @property
+    def sae(self) -> SAE:
+        """The final SAE, of raw activations.
+
+        Raises:
+            Unchecked: if there is none yet.
+        """
+        if not self.run.trained:
+            raise Unchecked(f"there is no final SAE: the run is {self.status['state']}")
+        return self.run.sae
+
+    @property
+    def inference(self) -> Measured:
+        """What the SAE did at inference: measured with the model given, or else read in eval.json.
+
+        Raises:
+            Unchecked: if nobody measured it.
+        """
+        if self._measured:
+            return self._measured
+        e = self.run.eval
+        if "l0" not in e or "fvu" not in e:
+            raise Unchecked("nobody measured the SAE at inference: evaluate it, or give doctor() the model, lm=")
+        numbers = {name: e[name]["value"] for name in ("l0", "fvu", "dead") if name in e}
+        return Measured("eval.json", e.get("about", {}).get("tokens", 0), **numbers)
+
+    @property
+    def cfg(self) -> dict[str, Any]:
+        """The variant's own knobs, as they were asked for."""
+        return self.config["sae"]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The variant's.
+
+        Raises:
+            Unchecked: if this process does not know the variant.
+        """
+        name = self.config["variant"]
+        if name not in REGISTRY:
+            raise Unchecked(f"no variant named {name!r} is known here: import or define it first")
+        return REGISTRY[name].recipe
+
+    @property
+    def trainable(self) -> bool:
+        known = REGISTRY.get(self.config["variant"])
+        return known is None or known.trainable
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        train = self.config["train"]
+        return -(-train["tokens"] // train["batch"])
+
+    @property
+    def budget(self) -> float | None:
+        """The L0 that was asked for: target_l0 or k; None where a penalty alone decides."""
+        return self.cfg.get("target_l0") or self.cfg.get("k")
+
+    def course(self, share: float = 0.0, need: int = FEW) -> list[dict[str, Any]]:
+        """The measured rows of a run that trains.
+
+        Raises:
+            Unchecked: if it does not, or has not come so far: fewer rows than `need`, or less than `share` of its steps.
+        """
+        if not self.trainable:
+            raise Unchecked(f"{self.config['variant']} does not train")
+        if len(self.rows) < need:
+            raise Unchecked(ROWS.format(n=len(self.rows), need=need))
+        done = self.rows[-1]["step"] / self.steps
+        if done < share:
+            raise Unchecked(f"{done:.0%} of the steps are done, this takes {share:.0%}")
+        return self.rows
+
+    def late(self, name: str) -> float:
+        """The median of a number over the last tenth of the log, three rows at least.
+
+        Raises:
+            Unchecked: if the log does not have it.
+        """
+        rows = self.rows[-max(3, len(self.rows) // 10) :]
+        if not rows:
+            raise Unchecked(ROWS.format(n=0, need=1))
+        return median(number(row, name) for row in rows)
+
+
+def number(row: dict[str, Any], name: str) -> float:
+    """A number of a row: "fvu", "vitals.power", or "loss", the sum of its terms.
+
+    Raises:
+        Unchecked: if it is not there.
+    """
+    if name == "loss":
+        return sum(row["terms"].values())
+    for part in name.split("."):
+        if part not in row:
+            raise Unchecked(f"the log has no {name}: it was written by an earlier version")
+        row = row[part]
+    return row
+
+
+def smooth(values: list[float], reach: int = 2) -> list[float]:
+    """The running median over `reach` neighbours on either side."""
+    return [median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
