@@ -9,7 +9,7 @@ from ..runs import Run
 from ..saes import REGISTRY, SAE, Recipe
 
 FEW = 8  # rows of log below which nothing is said of its course
-ROWS = "the log has {n} measured rows yet, this takes {need}"
+ROWS = "the log has {n} measured rows so far, this takes {need}"
 
 
 class Unchecked(Exception):
@@ -55,10 +55,11 @@ class Case:
         """The final SAE, of raw activations.
 
         Raises:
-            Unchecked: if there is none yet.
+            Unchecked: if there is none yet, or of a variant that this process does not know.
         """
         if not self.run.trained:
             raise Unchecked(f"there is no final SAE: the run is {self.status['state']}")
+        assert self.recipe  # a variant that is known
         return self.run.sae
 
     @property
@@ -105,6 +106,27 @@ class Case:
         return -(-train["tokens"] // train["batch"])
 
     @property
+    def done(self) -> float:
+        """Share of the steps that the log has."""
+        return self.rows[-1]["step"] / self.steps if self.rows and self.steps else 0.0
+
+    @property
+    def learned(self) -> bool:
+        """Whether the error has fallen at all."""
+        return self.late("fvu") < 0.9 * self.rows[0]["fvu"]
+
+    @property
+    def own_lr(self) -> float | None:
+        """The recipe's learning rate; None for a variant that this process does not know."""
+        known = REGISTRY.get(self.config["variant"])
+        return known.recipe.lr_for(self.cfg["d_sae"]) if known else None
+
+    @property
+    def hasty(self) -> bool:
+        """Whether the learning rate is far over the recipe's."""
+        return self.own_lr is not None and self.config["lr"] > 3 * self.own_lr
+
+    @property
     def budget(self) -> float | None:
         """The L0 that was asked for: target_l0 or k; None where a penalty alone decides."""
         return self.cfg.get("target_l0") or self.cfg.get("k")
@@ -113,38 +135,39 @@ class Case:
         """The measured rows of a run that trains.
 
         Raises:
-            Unchecked: if it does not, or has not come so far: fewer rows than `need`, or less than `share` of its steps.
+            Unchecked: if it does not, or has fewer rows than `need`, or has done less than `share` of its steps.
         """
         if not self.trainable:
             raise Unchecked(f"{self.config['variant']} does not train")
         if len(self.rows) < need:
             raise Unchecked(ROWS.format(n=len(self.rows), need=need))
-        done = self.rows[-1]["step"] / self.steps
-        if done < share:
-            raise Unchecked(f"{done:.0%} of the steps are done, this takes {share:.0%}")
+        if self.done < share:
+            raise Unchecked(f"{self.done:.0%} of the steps are done, this takes {share:.0%}")
         return self.rows
 
-    def late(self, name: str) -> float:
+    def late(self, name: str, otherwise: float | None = None) -> float:
         """The median of a number over the last tenth of the log, three rows at least.
 
         Raises:
-            Unchecked: if the log does not have it.
+            Unchecked: if the log does not have it, and there is no number to take `otherwise`.
         """
         rows = self.rows[-max(3, len(self.rows) // 10) :]
         if not rows:
             raise Unchecked(ROWS.format(n=0, need=1))
-        return median(number(row, name) for row in rows)
+        return median(number(row, name, otherwise) for row in rows)
 
 
-def number(row: dict[str, Any], name: str) -> float:
+def number(row: dict[str, Any], name: str, otherwise: float | None = None) -> float:
     """A number of a row: "fvu", "vitals.power", or "loss", the sum of its terms.
 
     Raises:
-        Unchecked: if it is not there.
+        Unchecked: if it is not there, nor a number to take `otherwise`.
     """
     if name == "loss":
         return sum(row["terms"].values())
     for part in name.split("."):
+        if part not in row and otherwise is not None:
+            return otherwise
         if part not in row:
             raise Unchecked(f"the log has no {name}: it was written by an earlier version")
         row = row[part]

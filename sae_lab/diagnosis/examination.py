@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..models import LM
 from ..reading import held_out, home, own_text, walk
 from ..runs import Damaged, Run
@@ -41,6 +43,7 @@ def doctor(run: str | Path | Run, lm: LM | None = None, *, tokens: int = 20_000,
     return Diagnosis(str(run.folder), case.status["state"], tuple(findings), tuple(passed), unchecked)
 
 
+@torch.no_grad()
 def inference(sae: SAE, lm: LM, tokens: int, text: Any = None, split: str = "validation", **options: Any) -> Measured:
     """L0 and FVU of an SAE on held-out text."""
     site = home(sae, None)

@@ -55,16 +55,17 @@ class Diagnosis:
         return pd.DataFrame([asdict(f) for f in self.findings], columns=["name", "severity", "evidence", "remedy"])
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"healthy": self.healthy, "passed": list(self.passed)}
+        lists = {"findings": [asdict(f) for f in self.findings], "passed": list(self.passed)}
+        return asdict(self) | lists | {"healthy": self.healthy}
 
     def __repr__(self) -> str:
         parts = [f"{self.run}: {self.state}", *map(str, self.findings)]
         if self.healthy:
-            parts.append(f"Nothing wrong was found in {len(self.passed)} checks: {', '.join(self.passed)}.")
+            parts.append(fill(f"Nothing wrong was found. Looked for: {', '.join(self.passed)}.", 110))
         if self.unchecked:
             reasons: dict[str, list[str]] = {}
             for name, why in self.unchecked.items():
                 reasons.setdefault(why, []).append(name)
             told = [fill(f"  {', '.join(names)}: {why}", 110, subsequent_indent="  ") for why, names in reasons.items()]
-            parts.append("\n".join(["Could not be checked:", *told]))
+            parts.append("\n".join(["Could not look for:", *told]))
         return "\n".join(parts)

@@ -76,6 +76,7 @@ def vitals(x: Rows, z: Latents, W_dec: Weights) -> dict[str, float]:
     power: mean squared norm of the activations as the SAE sees them.
     loudest: share of their variance that is in the hundredth of tokens farthest from the mean.
     densest: largest share of tokens that one latent fires on.
+    dense: share of all firings that are those of latents on more than half of the tokens.
     strongest: largest share that one latent has of the latents' energy, squares of activation times decoder norm.
     """
     far = (x - x.mean(0)).square().sum(1)
@@ -85,6 +86,7 @@ def vitals(x: Rows, z: Latents, W_dec: Weights) -> dict[str, float]:
         "power": x.square().sum(1).mean(),
         "loudest": far.topk(-(-len(x) // 100)).values.sum() / far.sum(),
         "densest": fired.max() / len(x),
+        "dense": fired[fired > len(x) / 2].sum() / fired.sum(),
         "strongest": energy.max() / energy.sum(),
     }
     return {name: share.nan_to_num().item() for name, share in shares.items()}
