@@ -152,7 +152,7 @@ def test_an_error_that_grows_again(tmp_path):
     source = World(spoil=lambda x, start: x if start < 256 * 76 else 4 * other.rows(start, len(x))[0])
     said = found(trained(tmp_path, source=source, decay=0.5))
     assert said["divergence"].severity == "critical"
-    assert "FVU was" in said["divergence"].evidence
+    assert "fvu was" in said["divergence"].evidence
 
 
 @pytest.mark.parametrize("name", ["relu", "jumprelu"])
@@ -205,6 +205,41 @@ def test_a_k_that_the_data_has_no_use_for(name, tmp_path):
 def test_a_target_l0_that_is_not_reached(tmp_path):
     said = found(trained(tmp_path, "jumprelu", sae={"target_l0": 1.0, "target_weight": 1e-3}))
     assert "target_l0 is 1" in said["missed L0"].evidence
+
+
+def test_an_l0_that_is_still_falling_is_left_alone_until_the_end(healthy):
+    """It is over d_in, but on its way."""
+
+    def penalised(falls):
+        config = Run(healthy.folder).config
+        config["sae"] = {"d_in": 16, "d_sae": 64, "l1_weight": 1.0}
+        (healthy.folder / "config.json").write_text(json.dumps(config))
+        return rewritten(healthy, lambda row: row | {"l0": 60.0 - falls * row["step"]})
+
+    for falls, share, told in ((0.4, 0.6, False), (0.0, 0.6, True), (0.4, 1.0, True)):
+        run = penalised(falls)
+        lines = (run.folder / "log.jsonl").read_text().splitlines(keepends=True)
+        (run.folder / "log.jsonl").write_text("".join(lines[: int(share * len(lines))]))
+        assert ("idle penalty" in found(run)) == told
+        (run.folder / "log.jsonl").write_text("".join(lines))
+
+
+def test_a_loss_without_a_reconstruction_is_judged_by_itself(tmp_path):
+    """As end to end, where FVU need not fall."""
+
+    class Far(TopK, name="far"):
+        def objective(self, batch):
+            out = super().objective(batch)
+            return out._replace(terms={"kl": out.terms["mse"]})
+
+    try:
+        for lr, said in ((5e-3, set()), (1e-6, {"no learning"})):
+            run = trained(tmp_path / str(lr), "far", lr=lr)
+            run = rewritten(run, lambda row: row | {"fvu": 3.0})
+            assert found(run).keys() == said
+        assert "no term of its loss" in doctor(run).unchecked["divergence"]
+    finally:
+        del REGISTRY["far"]
 
 
 def test_dead_latents(tmp_path):

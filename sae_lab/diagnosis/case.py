@@ -111,9 +111,15 @@ class Case:
         return self.rows[-1]["step"] / self.steps if self.rows and self.steps else 0.0
 
     @property
+    def error(self) -> str:
+        """What is to fall: "fvu", or "loss" where no term is of the reconstruction."""
+        return "fvu" if self.rows and {"mse", "error"} & self.rows[-1]["terms"].keys() else "loss"
+
+    @property
     def learned(self) -> bool:
-        """Whether the error has fallen at all."""
-        return self.late("fvu") < 0.9 * self.rows[0]["fvu"]
+        """Whether the error has fallen, and below what the mean alone gives."""
+        first = number(self.rows[0], self.error)
+        return self.late(self.error) < 0.9 * (min(1.0, first) if self.error == "fvu" else first)
 
     @property
     def own_lr(self) -> float | None:

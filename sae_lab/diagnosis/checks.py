@@ -6,7 +6,7 @@ The bounds lie between what healthy and really spoilt little runs show; tests/te
 import math
 from collections.abc import Callable
 
-from .case import FEW, Case, number, smooth
+from .case import FEW, Case, Unchecked, number, smooth
 
 Complaint = tuple[str, str, str] | None  # severity, evidence, remedy
 CHECKS: dict[str, Callable[[Case], Complaint]] = {}  # what is looked for -> who looks
@@ -25,14 +25,14 @@ def check(name: str) -> Callable:
 
 @check("no learning")
 def unlearned(case: Case) -> Complaint:
-    rows = case.course(0.25)
-    if case.late("fvu") < 0.9 * min(1.0, rows[0]["fvu"]):
+    rows, error = case.course(0.25), case.error
+    if case.learned:
         return None
     travel, way = distance(case), math.sqrt(max(1.0, case.late("vitals.power", 1.0)) / case.cfg["d_in"])
-    told = (
-        f"log.jsonl: FVU is {case.late('fvu'):.3g} of late and was {rows[0]['fvu']:.3g} at step {rows[0]['step']:,}; "
-        f"the mean alone gives 1. The learning rates of all steps so far add up to {travel:.2g}, as far as Adam can "
-        f"move a weight; a coordinate of an activation or of a unit row is {way:.2g}"
+    told = f"log.jsonl: {error} is {case.late(error):.3g} of late and was {number(rows[0], error):.3g} at step "
+    told += f"{rows[0]['step']:,}; the mean alone gives an fvu of 1. The learning rates of all steps so far add up to "
+    told += (
+        f"{travel:.2g}, as far as Adam can move a weight; a coordinate of an activation or of a unit row is {way:.2g}"
     )
     first = "But mend input scale and collapse first, if they are found too."
     if travel < way:
@@ -43,13 +43,17 @@ def unlearned(case: Case) -> Complaint:
 @check("divergence")
 def diverging(case: Case) -> Complaint:
     rows = case.course(0.25)
+    if case.error != "fvu":
+        raise Unchecked(
+            "no term of its loss is the reconstruction's error, and the whole loss also grows with its penalty"
+        )
     course = smooth([row["fvu"] for row in rows])
     best = min(range(len(course)), key=course.__getitem__)
     late, l0 = case.late("fvu"), case.late("l0")
     sparser = l0 < 0.8 * rows[best]["l0"]  # an error that was asked for
     if sparser or late < 0.02 or late < 1.5 * course[best]:
         return None
-    told = f"log.jsonl: FVU was {course[best]:.3g} at step {rows[best]['step']:,} and is {late:.3g} of late, "
+    told = f"log.jsonl: fvu was {course[best]:.3g} at step {rows[best]['step']:,} and is {late:.3g} of late, "
     return "critical", f"{told}with L0 {rows[best]['l0']:.3g} then and {l0:.3g} now", lower_lr(case)
 
 
@@ -73,7 +77,7 @@ def collapsed(case: Case) -> Complaint:
     if late >= 0.5 * min(1.0, case.budget or 1.0):
         return None
     told = f"log.jsonl: hardly anything fires: L0 is {late:.2g} of late and was {rows[0]['l0']:.3g} at step "
-    cheaper = f"Lower {price}, which is {case.cfg[price]:g}, ten times. " if (price := penalty(case)) else ""
+    cheaper = f"Lower {price}, which is {case.cfg[price]}, ten times. " if (price := penalty(case)) else ""
     return "critical", f"{told}{rows[0]['step']}", cheaper + ("" if cheaper and not case.hasty else lower_lr(case))
 
 
@@ -84,12 +88,13 @@ def idle(case: Case) -> Complaint:
         return None
     late, first, d_in = case.late("l0"), rows[0]["l0"], case.cfg["d_in"]
     told = (
-        f"config.json: {price} is {case.cfg[price]:g}; log.jsonl: L0 is {late:.3g} of late and was {first:.3g} at step "
+        f"config.json: {price} is {case.cfg[price]}; log.jsonl: L0 is {late:.3g} of late and was {first:.3g} at step "
     )
     told += f"{rows[0]['step']}, in {d_in} dimensions and {case.cfg['d_sae']:,} latents"
     if case.cfg[price] == 0:
         return "critical", told, f"Raise {price} from 0: the variant's default is a start."
-    if case.learned and late > min(d_in, max(0.9 * first, d_in / 4)):
+    falling = case.done < 0.95 and late < 0.95 * rows[int(0.7 * len(rows))]["l0"]
+    if case.learned and not falling and late > min(d_in, max(0.9 * first, d_in / 4)):
         return "warning", told, f"Raise {price} three times, and again until L0 falls; or give a target_l0."
     return None
 
@@ -216,5 +221,5 @@ def revive(case: Case) -> str:
     if case.hasty:
         said.append(lower_lr(case))
     if price and not case.cfg.get("target_l0") and case.late("l0") < case.cfg["d_in"] / 2:
-        said.append(f"Lower {price} from {case.cfg[price]:g}.")
+        said.append(f"Lower {price} from {case.cfg[price]}.")
     return " ".join([*said, "Raise tokens, or lower d_sae."])
