@@ -318,6 +318,14 @@ def test_weights_that_are_not_finite(healthy):
     assert "W_enc" in found(healthy)["non-finite weights"].evidence
 
 
+def test_a_file_that_was_cut_short(healthy):
+    weights = healthy.folder / "sae" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    diagnosis = doctor(healthy)
+    assert [finding.name for finding in diagnosis.findings] == ["damaged file"]
+    assert diagnosis.unchecked["non-finite weights"] == "a file is damaged"
+
+
 def test_latents_that_are_the_same(healthy):
     sae = healthy.sae
     sae.W_dec.data[::2] = sae.W_dec.data[1::2]
@@ -349,8 +357,15 @@ def running(tmp_path):
 def test_a_running_training_has_nothing_wrong_with_it(running):
     diagnosis = doctor(running)
     assert diagnosis.healthy and diagnosis.state == "running"
-    assert diagnosis.unchecked["non-finite weights"] == "there is no final SAE: the run is running"
+    assert diagnosis.unchecked["unset threshold"] == "there is no final SAE: the run is running"
     assert "Could not look for:" in repr(diagnosis)
+
+
+def test_while_there_is_no_final_sae_the_newest_snapshot_is_looked_at(running):
+    sae = running.snapshot(25)
+    sae.W_dec.data[3] = torch.inf
+    write_sae(sae, running.folder / "snapshots" / "00000025")
+    assert found(running)["non-finite weights"].evidence == "snapshots/00000025/: W_dec hold NaN or infinity"
 
 
 def test_a_process_that_is_gone(running):
@@ -414,12 +429,14 @@ def test_a_variant_that_only_another_notebook_knows(tmp_path):
         pass
 
     try:
-        run = trained(tmp_path, "mine", lr=1.0)
+        run = trained(tmp_path, "mine", lr=1.0, snapshots=2)
     finally:
         del REGISTRY["mine"]
     diagnosis = doctor(run)
     assert "Lower lr from 1 to 0.33" in {f.name: f for f in diagnosis.findings}["no learning"].remedy
     assert "no variant named 'mine' is known here" in diagnosis.unchecked["input scale"]
+    shutil.rmtree(run.folder / "sae")
+    assert "no variant named 'mine' is known here" in doctor(run).unchecked["non-finite weights"]
 
 
 def test_the_worst_comes_first_and_every_finding_has_all_its_parts(tmp_path):

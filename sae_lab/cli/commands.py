@@ -115,7 +115,8 @@ def run_doctor(argv: list[str], as_json: bool) -> None:
         "tokens": (int, knob(20_000, 1, 10**10, "held-out tokens to measure on")),
     }
     given = parsed(options("DoctorOptions", doc="What went wrong in a run, and what to do.", **more), argv, "doctor")
-    found = doctor(given.run, load_model(given.model) if given.model else None, tokens=given.tokens)
+    dtype = Run(given.run).config.get("source", {}).get("dtype")
+    found = doctor(given.run, load_model(given.model, dtype=dtype) if given.model else None, tokens=given.tokens)
     say(found.to_json(), as_json, repr(found))
 
 

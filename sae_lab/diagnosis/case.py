@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from ..runs import Run
-from ..saes import REGISTRY, SAE, Recipe
+from ..saes import REGISTRY, SAE
 
 FEW = 8  # rows of log below which nothing is said of its course
 ROWS = "the log has {n} measured rows so far, this takes {need}"
@@ -24,7 +24,6 @@ class Measured:
     tokens: int
     l0: float
     fvu: float
-    dead: float | None = None
 
 
 class Case:
@@ -59,8 +58,21 @@ class Case:
         """
         if not self.run.trained:
             raise Unchecked(f"there is no final SAE: the run is {self.status['state']}")
-        assert self.recipe  # a variant that is known
+        _ = self.variant  # reading needs its class
         return self.run.sae
+
+    @cached_property
+    def weights(self) -> tuple[str, SAE]:
+        """Where it was read, and the final SAE; while there is none, the newest snapshot.
+
+        Raises:
+            Unchecked: if there is neither, or the variant is not known.
+        """
+        if self.run.trained or not self.run.snapshots:
+            return "sae/", self.sae
+        _ = self.variant
+        step = self.run.snapshots[-1]
+        return f"snapshots/{step:08d}/", self.run.snapshot(step)
 
     @property
     def inference(self) -> Measured:
@@ -71,11 +83,10 @@ class Case:
         """
         if self._measured:
             return self._measured
-        e = self.run.eval
+        e, _ = self.run.eval, self.sae
         if "l0" not in e or "fvu" not in e:
             raise Unchecked("nobody measured the SAE at inference: evaluate it, or give doctor() the model, lm=")
-        numbers = {name: e[name]["value"] for name in ("l0", "fvu", "dead") if name in e}
-        return Measured("eval.json", e.get("about", {}).get("tokens", 0), **numbers)
+        return Measured("eval.json", e["about"]["tokens"], e["l0"]["value"], e["fvu"]["value"])
 
     @property
     def cfg(self) -> dict[str, Any]:
@@ -83,16 +94,16 @@ class Case:
         return self.config["sae"]
 
     @property
-    def recipe(self) -> Recipe:
-        """The variant's.
+    def variant(self) -> type[SAE]:
+        """Its class.
 
         Raises:
-            Unchecked: if this process does not know the variant.
+            Unchecked: if this process does not know it.
         """
         name = self.config["variant"]
         if name not in REGISTRY:
             raise Unchecked(f"no variant named {name!r} is known here: import or define it first")
-        return REGISTRY[name].recipe
+        return REGISTRY[name]
 
     @property
     def trainable(self) -> bool:

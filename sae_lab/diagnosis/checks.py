@@ -135,7 +135,7 @@ def dead(case: Case) -> Complaint:
 
 @check("input scale")
 def scale(case: Case) -> Complaint:
-    wanted, _ = case.recipe.scaling, case.course(need=1)
+    wanted, _ = case.variant.recipe.scaling, case.course(need=1)
     if wanted == "none":
         return None
     power, due = case.late("vitals.power"), float(case.cfg["d_in"]) if wanted == "sqrt_d" else 1.0

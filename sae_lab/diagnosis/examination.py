@@ -35,7 +35,11 @@ def doctor(run: str | Path | Run, lm: LM | None = None, *, tokens: int = 20_000,
         except Unchecked as why:
             unchecked[name] = str(why)
         except Damaged as damage:
-            unchecked[name] = f"a file is damaged: {damage}"
+            unchecked[name] = "a file is damaged"
+            broken = Finding(
+                "damaged file", "critical", str(damage), "Copy it again, or go back to a checkpoint or snapshot."
+            )
+            findings += [] if broken in findings else [broken]
         else:
             findings += [Finding(name, *found)] if found else []
             passed += [] if found else [name]

@@ -62,15 +62,17 @@ def stuck(case: Case) -> Complaint:
 
 @check("non-finite weights")
 def infinite(case: Case) -> Complaint:
-    bad = [name for name, t in case.sae.state_dict().items() if not bool(torch.isfinite(t).all())]
-    return ("critical", f"sae/: {', '.join(bad)} hold NaN or infinity", lower_lr(case)) if bad else None
+    where, sae = case.weights
+    bad = [name for name, t in sae.state_dict().items() if not bool(torch.isfinite(t).all())]
+    return ("critical", f"{where}: {', '.join(bad)} hold NaN or infinity", lower_lr(case)) if bad else None
 
 
 @check("duplicate latents")
 @torch.no_grad()
 def doubled(case: Case) -> Complaint:
     case.course()
-    W = torch.nn.functional.normalize(case.sae.W_dec.float(), dim=1)
+    where, sae = case.weights
+    W = torch.nn.functional.normalize(sae.W_dec.float(), dim=1)
     some = torch.linspace(0, len(W) - 1, min(ROWS, len(W))).long()
     nearest = []
     for part in some.split(256):
@@ -80,7 +82,7 @@ def doubled(case: Case) -> Complaint:
     share = (torch.cat(nearest) > 0.98).float().mean().item()
     if share <= 0.6:  # L1 alone, which is the same for one latent and for two, makes up to half of a small one double
         return None
-    told = f"sae/: {share:.0%} of {len(some):,} decoder rows have a twin, at a cosine over 0.98"
+    told = f"{where}: {share:.0%} of {len(some):,} decoder rows have a twin, at a cosine over 0.98"
     return (
         "warning",
         told,
@@ -92,11 +94,11 @@ def doubled(case: Case) -> Complaint:
 @torch.no_grad()
 def crossed(case: Case) -> Complaint:
     case.course()
-    sae, site = case.sae, case.config["site"]
+    (where, sae), site = case.weights, case.config["site"]
     if Site(site).target != site:
         raise Unchecked("a transcoder's decoder need not look like its encoder")
     cosine = torch.nn.functional.cosine_similarity(sae.W_enc, sae.W_dec, dim=1).median().item()
     if cosine > 0.1:
         return None
-    told = f"sae/: the median cosine of a latent's encoder and decoder row is {cosine:.2g}; they start alike"
+    told = f"{where}: the median cosine of a latent's encoder and decoder row is {cosine:.2g}; they start alike"
     return "warning", told, lower_lr(case)
