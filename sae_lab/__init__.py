@@ -21,6 +21,8 @@ _ROOM = {
     "launch": "launcher",
     "sweep": "sweeps",
     "Sweep": "sweeps",
+    "doctor": "diagnosis",
+    "cite": "citing",
     "load_sae": "library",
     "save_sae": "library",
     "Run": "runs",

@@ -34,6 +34,7 @@ def test_the_wheel_holds_code_and_data(tmp_path):
     want = [
         "cli/__init__.py",
         "report.css",
+        "papers.bib",
         "tiny/world/data/en.txt",
         "tiny/model/model.safetensors",
         "tiny/model/tokenizer.json",

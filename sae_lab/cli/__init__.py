@@ -12,6 +12,8 @@ VERBS = {
     "train": "train one SAE: sae-lab train VARIANT [options]",
     "sweep": "train variants x k x d_sae x seeds on one stream and compare them at equal L0",
     "evaluate": "measure a trained SAE on held-out text: sae-lab evaluate RUN",
+    "doctor": "what went wrong in a run, by its record, and what to do about it: sae-lab doctor RUN",
+    "cite": "BibTeX of what a run used: sae-lab cite RUN",
     "runs": "list the runs of a folder",
     "bench": "time this machine: sae-lab bench step|scaling|harvest|training",
     "variants": "list the variants with their papers",

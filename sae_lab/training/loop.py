@@ -275,7 +275,9 @@ class _Training:
         if all(logs):
             self.index = self.measured = logs[0][-1]["step"]
             self.rate = logs[0][-1]["rate"]
-            self.records = tuple(Record(**{f.name: log[-1][f.name] for f in fields(Record)}) for log in logs)
+            self.records = tuple(
+                Record(**{f.name: log[-1][f.name] for f in fields(Record) if f.name in log[-1]}) for log in logs
+            )
         else:
             self.diary.remarks.append("its log is gone")
         self.diary.remarks.append("already trained: weights read from the run")

@@ -6,12 +6,14 @@ from typing import Any
 import torch
 
 from ..saes import Batch, Objective
+from ..shapes import Rows, Weights
+from ..sparse import Latents, latent_totals
 from .member import Member
 
 
 @dataclass(frozen=True)
 class Record:
-    """One SAE as last measured: weighted loss terms, FVU and L0 on the batch, dead latents, learning rate.
+    """One SAE as last measured: weighted loss terms, FVU and L0 on the batch, dead latents, learning rate, `vitals`.
 
     `state` is what the variant itself moves: its scalar buffers by name, such as a threshold or a price's multiplier.
     """
@@ -24,6 +26,7 @@ class Record:
     dead: int
     lr: float
     state: dict[str, float] = field(default_factory=dict)
+    vitals: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,4 +70,28 @@ def measure(member: Member, batch: Batch, out: Objective, index: int) -> Record:
         dead=int(batch.dead.sum()),
         lr=member.lr(index) if member.adam else 0.0,
         state={name: b.item() for name, b in member.sae.named_buffers() if b.dim() == 0},
+        vitals=vitals(batch.x, out.z, member.sae.W_dec),
     )
+
+
+@torch.no_grad()
+def vitals(x: Rows, z: Latents, W_dec: Weights) -> dict[str, float]:
+    """What tells a batch that is led by few from one that is not, and whether its scale is what it should be.
+
+    power: mean squared norm of the activations as the SAE sees them.
+    loudest: share of their variance that is in the hundredth of tokens farthest from the mean.
+    densest: largest share of tokens that one latent fires on.
+    dense: share of all firings that are those of latents on more than half of the tokens.
+    strongest: largest share that one latent has of the latents' energy, squares of activation times decoder norm.
+    """
+    far = (x - x.mean(0)).square().sum(1)
+    fired = latent_totals(z.support, (z.value != 0).to(z.value))
+    energy = latent_totals(z.support, z.value.square()) * W_dec.square().sum(1)
+    shares = {
+        "power": x.square().sum(1).mean(),
+        "loudest": far.topk(-(-len(x) // 100)).values.sum() / far.sum(),
+        "densest": fired.max() / len(x),
+        "dense": fired[fired > len(x) / 2].sum() / fired.sum(),
+        "strongest": energy.max() / energy.sum(),
+    }
+    return {name: share.nan_to_num().item() for name, share in shares.items()}
