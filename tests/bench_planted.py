@@ -4,6 +4,10 @@ x = codes @ dictionary, 3 of 32 features a token in 16 dimensions (Song et al., 
 variant train on one stream and differ in their first weights alone. GT-MCC: matched cosine with the true features;
 PW-MCC: of the seeds with each other; both beside what random directions reach. FVU, L0 and the dead share on 200,000
 held-out tokens. L0 is 3 where a variant takes a number of latents, and near it where it takes a price.
+
+"reference topk" and "reference relu" repeat a table measured elsewhere (GT-MCC 0.940 and 0.697, PW-MCC 0.903 and 0.658,
+FVU 0.08 and 0.007), of which one seed in three began at the true features. Here: 0.902 and 0.671, 0.854 and 0.637,
+0.086 and 0.008.
 """
 
 import argparse
