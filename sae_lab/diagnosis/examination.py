@@ -58,6 +58,6 @@ def inference(sae: SAE, lm: LM, tokens: int, text: Any = None, split: str = "val
         x, y = page.acts[site], page.acts[site.target].double()
         z = sae.encode(x)
         n, total, square = n + len(y), total + y.sum(0), square + float(y.square().sum())
-        error += float((sae.decode(z) - y).square().sum())
+        error += float((sae.reconstruct(z, x) - y).square().sum())
         fired += float(z.l0) * len(x)
     return Measured(f"{split} text", n, fired / n, error / (square - float(total.square().sum()) / n))
