@@ -63,13 +63,13 @@ def test_every_penalty_is_the_controllers_to_move(name):
     assert sae.control.progress == 0.51 and sae.control.multiplier > 1
 
 
-@pytest.mark.parametrize("sign", [1, -1], ids=["as it is", "turned round"])
-def test_a_controller_of_the_wrong_sign_runs_away(sign, monkeypatch):
-    monkeypatch.setattr(control, "PROPORTIONAL", sign * control.PROPORTIONAL)
-    monkeypatch.setattr(control, "INTEGRAL", sign * control.INTEGRAL)
+def test_a_controller_of_the_wrong_sign_runs_away(monkeypatch):
+    """So that meeting the target, above, is the controller's doing."""
+    monkeypatch.setattr(control, "PROPORTIONAL", -control.PROPORTIONAL)
+    monkeypatch.setattr(control, "INTEGRAL", -control.INTEGRAL)
     sae = small("relu")
-    trained(sae)
-    assert (abs(held_out(sae) / AIM - 1) < 0.05) == (sign == 1)
+    trained(sae, 100)
+    assert not 0.5 < held_out(sae) / AIM < 2
 
 
 def steer(l0, steps=200, warm=True, most=math.inf):
