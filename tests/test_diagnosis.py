@@ -129,6 +129,7 @@ def test_on_a_healthy_run_it_is_silent_during_and_after_the_training(name, tmp_p
 def test_an_absurd_learning_rate(name, tmp_path):
     said = found(trained(tmp_path, name, lr=1.0))
     assert {"no learning", "collapse", "dead latents", "misaligned encoder"} <= said.keys()
+    assert "missed L0" not in said  # which would advise another k
     assert said["no learning"].severity == "critical"
     assert "Lower lr from 1: the recipe's is" in said["no learning"].remedy
 

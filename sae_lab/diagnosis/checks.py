@@ -108,7 +108,7 @@ def off_budget(case: Case) -> Complaint:
     case.course(0.5)
     late, leeway = case.late("l0"), 0.05 if target else 0.1
     early = case.done < 0.95 and (target or late > asked)  # a controller or an annealing is still at it
-    if early or abs(late / asked - 1) <= leeway:
+    if early or abs(late / asked - 1) <= leeway or not case.learned:
         return None
     told = f"config.json: {'target_l0' if target else 'k'} is {asked:g}; log.jsonl: L0 is {late:.3g} of late"
     if target:
