@@ -108,7 +108,7 @@ def test_a_target_is_steered_to_again_in_a_second_training():
     assert abs(held_out(sae) / AIM - 1) < 0.05
 
 
-@pytest.mark.parametrize("name", ["jumprelu", "p_anneal"])
+@pytest.mark.parametrize("name", ["jumprelu", "relu"])
 def test_a_run_that_was_cut_short_goes_on_with_the_same_price(name, tmp_path):
     whole, cut = small(name), small(name)
     straight = trained(whole, 40, run=tmp_path / "whole")
