@@ -31,7 +31,7 @@ def failed(case: Case) -> Complaint:
         return None
     error = s.get("error") or case.run.errors[-300:].strip() or "no word of why"
     told = f"status.json: at step {s['step']:,} of {s['steps']:,}: {error}"
-    if "FloatingPointError" in error:
+    if error.startswith("Diverged"):
         return "critical", told, f"{lower_lr(case)} Begin anew, in another folder: a run's config never changes."
     return "critical", told, f"Mend what it says. {resume(case)}"
 
