@@ -21,7 +21,14 @@ CORE = [f"sparse.{p.stem}" for p in (HOUSE / "sparse").glob("[a-z]*.py") if p.st
 # No tensors in the world: checking every string it writes made its tests twenty times slower.
 install_import_hook([f"sae_lab.{name}" for name in (*ROOMS, *CORE, "tiny.make")], "shapecheck.checked")
 
-LONGEST = ("01_first_sae.ipynb", "test_readme.py", "test_cli.py", "test_stories.py")
+LONGEST = (
+    "02_every_variant.ipynb",
+    "01_first_sae.ipynb",
+    "08_add_your_own.ipynb",
+    "test_readme.py",
+    "test_cli.py",
+    "test_stories.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -208,6 +208,14 @@ def test_a_target_l0_that_is_not_reached(tmp_path):
     assert "target_l0 is 1" in said["missed L0"].evidence
 
 
+def test_a_target_that_is_met_where_latents_are_used_is_met(tmp_path):
+    """`temporal_mask` switches latents off in training alone."""
+    run = trained(tmp_path, "jumprelu", sae={"target_l0": 1.0, "target_weight": 1e-3})
+    for l0, missed in ((1.02, False), (1.2, True)):
+        run.write_eval({"l0": {"value": l0, "low": l0, "high": l0}, "about": {"tokens": 8192}})
+        assert ("missed L0" in {finding.name for finding in doctor(run).findings}) == missed
+
+
 def test_an_l0_that_is_still_falling_is_left_alone_until_the_end(healthy):
     """It is over d_in, but on its way."""
 

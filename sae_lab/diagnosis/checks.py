@@ -106,11 +106,13 @@ def off_budget(case: Case) -> Complaint:
         case.course()
         return None
     case.course(0.5)
-    late, leeway = case.late("l0"), 0.05 if target else 0.1
+    late, leeway, where = case.late("l0"), 0.05 if target else 0.1, "log.jsonl: L0 is {:.3g} of late"
+    if target and "l0" in case.run.eval:  # a variant may switch latents off in training alone
+        late, where = case.run.eval["l0"]["value"], "eval.json: L0 is {:.3g}"
     early = case.done < 0.95 and (target or late > asked)  # a controller or an annealing is still at it
     if early or abs(late / asked - 1) <= leeway or not case.learned:
         return None
-    told = f"config.json: {'target_l0' if target else 'k'} is {asked:g}; log.jsonl: L0 is {late:.3g} of late"
+    told = f"config.json: {'target_l0' if target else 'k'} is {asked:g}; {where.format(late)}"
     if target:
         return "warning", told, "Train for more tokens, or begin nearer to it: the penalty was still on its way."
     why = "; no more latents than that are positive" if late < asked else ""
