@@ -138,6 +138,14 @@ def test_a_resumed_transcoder_ends_with_the_same_bits(tmp_path):
     assert ends[0].W_skip.abs().max() > 0
 
 
+def test_the_doctor_reads_a_transcoders_thresholds_in_the_units_of_its_target(tmp_path):
+    stuck = {"l0_weight": 0.02, "init_threshold": 0.05, "bandwidth": 1e-6}
+    sae = build("jumprelu", d_in=D, d_sae=64, transcode=True, **stuck)
+    for _ in train(sae, Mapped(), tokens=76_800, batch=256, lr=5e-3, log_every=4, run=tmp_path / "run"):
+        pass
+    assert "stuck thresholds" in {finding.name for finding in sl.doctor(tmp_path / "run").findings}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A skip transcoder of the embedded Llama's second MLP, trained as the command line does."""

@@ -216,7 +216,7 @@ def _numbers(run: Run) -> dict[str, Any]:
 
 
 def _table(rows: list[dict]) -> str:
-    return pd.DataFrame(rows).to_string(index=False, float_format=lambda v: f"{v:.4g}") if rows else ""
+    return pd.DataFrame(rows).to_string(index=False, na_rep="", float_format=lambda v: f"{v:.4g}") if rows else ""
 
 
 def _shown(run: Run) -> str:

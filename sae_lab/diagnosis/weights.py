@@ -48,7 +48,8 @@ def stuck(case: Case) -> Complaint:
     case.course()
     if not case.learned:
         return None  # nor does anything else
-    moved = (log + math.log(case.config["scale"]) - math.log(first)).abs().median().item()
+    scale = case.config.get("target_scale", case.config["scale"])  # a transcoder's latents are in the target's units
+    moved = (log + math.log(scale) - math.log(first)).abs().median().item()
     if moved > 0.01:
         return None
     told = f"sae/: half of the thresholds are within {moved:.1%} of init_threshold, {first:g}"

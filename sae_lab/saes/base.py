@@ -155,9 +155,9 @@ class SAE(nn.Module, ABC):
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae)) if cfg.encoder_bias else None
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in))
         self.W_skip = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_in)) if cfg.skip else None
-        self.build()
         steered = cfg.target_l0 is not None and not hasattr(cfg, "k")
         self.control = L0Controller(cfg.target_l0) if steered else None
+        self.build()
         if not self.trainable:
             self.requires_grad_(False)
 

@@ -53,6 +53,8 @@ class JumpReLU(SAE, name="jumprelu"):
     def build(self) -> None:
         start = math.log(self.cfg.init_threshold)
         self.log_threshold = nn.Parameter(torch.full((self.cfg.d_sae,), start))
+        if self.cfg.target_weight is not None:
+            self.control = None  # the penalty itself aims at the target
 
     def encode(self, x: Acts) -> Latents:
         pre = self._pre(x)
