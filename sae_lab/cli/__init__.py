@@ -22,6 +22,7 @@ VERBS = {
     "resume": "let a paused run go on, or start a stopped or killed one again from its last checkpoint",
     "stop": "checkpoint a run and end its process",
 }
+STUDIES = ("evaluate", "doctor")  # verbs of `studies`; the others are in `commands`
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )
@@ -42,11 +43,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sae-lab: no verb {verb!r}. Known: {', '.join(VERBS)}.", file=sys.stderr)
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    as_json = "--json" in rest
+    as_json, room = "--json" in rest, "studies" if verb in STUDIES else "commands"
     return guarded(
-        lambda: getattr(import_module(f"{__name__}.commands"), f"run_{verb}")(
-            [a for a in rest if a != "--json"], as_json
-        )
+        lambda: getattr(import_module(f"{__name__}.{room}"), f"run_{verb}")([a for a in rest if a != "--json"], as_json)
     )
 
 

@@ -13,12 +13,8 @@ import tyro
 from .. import sweeps
 from ..bench import BenchHarvest, BenchScaling, BenchStep, BenchTraining
 from ..citing import cite
-from ..diagnosis import doctor
-from ..evaluation import evaluate
 from ..knobs import knob
 from ..launcher import Job, Launched, launch, ps, run_job
-from ..library import load_sae
-from ..models import load_model
 from ..report import Section, write_page
 from ..runs import Run, find_runs, fresh
 from ..saes import REGISTRY, variant
@@ -118,34 +114,6 @@ def run_sweep(argv: list[str], as_json: bool) -> None:
         raise
     found = sweeps.Sweep.load(folder)
     return say(found.to_json(), as_json, f"{found!r}\n\n{found.folder / 'report.html'}")
-
-
-def run_evaluate(argv: list[str], as_json: bool) -> None:
-    """`evaluate RUN`: the numbers of a trained SAE on held-out text."""
-    more = {
-        "run": (tyro.conf.Positional[str], field()),
-        "model": (str | None, knob(None, help="the model; None: the one it was trained on")),
-        "tokens": (int, knob(200_000, 1, 10**10, "held-out tokens")),
-        "split": (str, knob("test", choices=("train", "validation", "test"), help="of the text")),
-    }
-    given = parsed(options("EvaluateOptions", doc="Measure a trained SAE on held-out text.", **more), argv, "evaluate")
-    sae = load_sae(given.run)
-    lm = load_model(given.model or sae.origin.get("model", "tiny"), dtype=sae.origin.get("dtype"))
-    found = evaluate(sae.to(lm.device), lm, tokens=given.tokens, split=given.split)
-    say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")
-
-
-def run_doctor(argv: list[str], as_json: bool) -> None:
-    """`doctor RUN`: by the run's record alone, or with --model also by what its SAE does on held-out text."""
-    more = {
-        "run": (tyro.conf.Positional[str], field()),
-        "model": (str | None, knob(None, help="the model it was trained on, to measure the SAE with; None: do not")),
-        "tokens": (int, knob(20_000, 1, 10**10, "held-out tokens to measure on")),
-    }
-    given = parsed(options("DoctorOptions", doc="What went wrong in a run, and what to do.", **more), argv, "doctor")
-    dtype = Run(given.run).config.get("source", {}).get("dtype")
-    found = doctor(given.run, load_model(given.model, dtype=dtype) if given.model else None, tokens=given.tokens)
-    say(found.to_json(), as_json, repr(found))
 
 
 def run_cite(argv: list[str], as_json: bool) -> None:
