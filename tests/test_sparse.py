@@ -252,6 +252,26 @@ def test_eight_bits_are_the_same_on_both_backends():
 
 
 @NEEDS_BYTES
+@pytest.mark.parametrize("k", [1, 40, 130, 331])
+def test_what_is_chosen_in_registers_is_what_dense_numbers_give(k):
+    """Whole numbers up to 127 are their own codes: products are exact, and many are equal."""
+    rng = torch.Generator().manual_seed(k)
+    x, W = (torch.randint(-1, 2, (n, 30), generator=rng).float() for n in (137, 331))
+    x[:, 0], W[:, 0] = 127, 127
+    x[5], x[6] = torch.nan, 0
+    kept, index = torch.zeros(137, 3).bfloat16(), torch.tensor([0, 48, 330])
+    dense, floor = x @ W.T - 127**2, torch.randint(-3, 8, (331,), generator=rng).float()
+    whole = slice(0, 137)
+    with backend("numba"):
+        by = Coarse(Codes.of(x), Codes.of(W), torch.full((331,), -(127.0**2)), False)
+        found = native.coarse_largest(by, whole, k, index, kept), native.coarse_above(by, whole, floor, index, kept)
+    for mine, right in zip(found, (reference.largest(dense, k), reference.above(dense, floor))):
+        for a, b in zip(mine, right):
+            torch.testing.assert_close(a, b, equal_nan=True, check_dtype=False, rtol=0, atol=0)
+    torch.testing.assert_close(kept, dense[:, index].bfloat16(), equal_nan=True)
+
+
+@NEEDS_BYTES
 def test_a_huge_coordinate_makes_the_choice_bf16():
     x, W, b = heavy()
     huge = x.clone()

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .coarse import Coarse
 
 INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
-BLOCK = 2**19  # bytes of numbers that each thread makes at a time, to choose from them
 USUAL = 256  # hits per token for which there is room at once; for more, they are looked for again
 FEW = 64  # tokens for whom there is room for all
 
@@ -77,15 +76,15 @@ def transpose(start: Tensor, latent: Tensor, d_sae: int) -> tuple[Tensor, Tensor
 def largest(score: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     if score.numel() and not (score[0].sum() + score[:, 0].sum()).isfinite():  # a NaN in x fills a row, in W a column
         score = _positive_nans(score)
-    lanes, out, value, count = _room(*score.shape, k, score.dtype)
+    lanes = min(max(64, 1 << (8 * k - 1).bit_length()), score.shape[1])  # in which to look through a row
+    out, value, count = _room(len(score), k, score.dtype)
     run(choosing.select_rows, _bits(score.contiguous()), k, lanes, out, _bits(value), count)
     return _filled(out, count, value)
 
 
-def _room(tok: int, d_sae: int, k: int, dtype: torch.dtype) -> tuple[int, Tensor, Tensor, Tensor]:
-    """Lanes in which to look through a row, and room for latents, scores and counts."""
-    lanes = min(max(64, 1 << (8 * k - 1).bit_length()), d_sae)
-    return lanes, torch.empty(tok, k, dtype=torch.int32), torch.empty(tok, k, dtype=dtype), torch.empty(tok).long()
+def _room(tok: int, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for latents, scores and counts."""
+    return torch.empty(tok, k, dtype=torch.int32), torch.empty(tok, k, dtype=dtype), torch.empty(tok).long()
 
 
 def _filled(out: Tensor, count: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,19 +144,22 @@ def coarse_dense(of: "Coarse", tokens: slice) -> Tensor:
 
 def coarse_largest(of: "Coarse", tokens: slice, k: int, index: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`largest` of numbers that never exist together; `kept` takes those of the latents `index`."""
-    tok = tokens.stop - tokens.start
-    lanes, out, value, count = _room(tok, of.d_sae, k, torch.bfloat16)
-    operand, bounds, blocks = _operand(of), _bounds(tok), _blocks(of.d_sae)
-    run(tiles.largest, operand, tokens.start, bounds, blocks, k, lanes, out, _bits(value), count, index, _bits(kept))
+    tok, d_sae = tokens.stop - tokens.start, of.d_sae
+    out, value, count = _room(tok, k, torch.float32)
+    room, bounds = max(128, 3 * k), _bounds(tok)
+    run(tiles.largest, _operand(of, 0.0), tokens.start, bounds, k, room, d_sae, out, value, count, index, _bits(kept))
     return _filled(out, count, value)
 
 
 def coarse_above(of: "Coarse", tokens: slice, floor: Tensor, index: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
     """`above` of numbers that never exist together; `kept` takes those of the latents `index`."""
-    operand, blocks, kept = _operand(of), _blocks(of.d_sae), _bits(kept)
+    operand, kept = _operand(of, -torch.inf, floor), _bits(kept)
+    apart = (_threads(), tiles.TOKENS, of.d_sae + 16)  # rows begin in other sets of a cache
+    near, height = scratch(apart, torch.int32), scratch(apart, torch.float32)
 
     def find(bounds, *out):
-        run(tiles.above, operand, tokens.start, bounds, blocks, floor, *out, index, kept)
+        out[-2].zero_()
+        run(tiles.above, operand, tokens.start, bounds, of.d_sae, near, height, *out, index, kept)
 
     return _found_above(find, tokens.stop - tokens.start, floor)
 
@@ -192,17 +194,20 @@ def _bounds(tok: int) -> Tensor:
     return (torch.arange(PARTS + 1) * -(-tok // tiles.ROWS) // PARTS * tiles.ROWS).clamp(max=tok)
 
 
-def _blocks(d_sae: int) -> Tensor:
-    """Room for each thread's numbers of a few tokens: they should fit its cache, and be worth reading the weights."""
-    tokens = min(64, max(32, BLOCK // max(1, 2 * d_sae) // tiles.ROWS * tiles.ROWS))
-    return scratch((_threads(), tokens, d_sae), torch.int16)
+def _operand(of: "Coarse", least: float = 0.0, floor: Tensor | None = None) -> tuple:
+    """A coarse product as its kernels take it: addresses of codes; then numbers per token and per latent.
 
-
-def _operand(of: "Coarse") -> tuple:
-    """A coarse product as its kernels take it: addresses of codes, then vectors."""
+    `least`: the floor of each token; `floor`: that of each latent, if there is one.
+    """
     x, panel = of.x.code, of.panels
-    vectors = (of.x.scale, of.W.scale, of.bias, of.reach, of.W.norm, of.blur, of.W.lost)
-    return x.data_ptr(), x.stride(0), panel.data_ptr(), panel.shape[1], *(v.numpy() for v in (of.x.total, *vectors))
+    token = torch.zeros(5, len(of.x.scale) + tiles.ROWS)
+    latent = torch.zeros(5, panel.shape[0] * tiles.BREADTH)
+    shift = tiles.MIDDLE * of.x.total
+    for to, a in zip(token, (of.x.scale, of.reach, of.blur, torch.tensor(least), shift.view(torch.float32))):
+        to[: len(of.x.scale)] = a
+    for to, a in zip(latent, (of.W.scale, of.W.norm, of.W.lost, least if floor is None else floor, of.bias)):
+        to[: of.d_sae] = a
+    return x.data_ptr(), x.stride(0), panel.data_ptr(), panel.shape[1], token.numpy(), latent.numpy()
 
 
 def nth_largest(score: Tensor, n: int) -> Tensor:

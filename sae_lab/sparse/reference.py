@@ -83,22 +83,26 @@ def panels(code: Tensor) -> Tensor:
 
 def coarse_dense(of: "Coarse", tokens: slice) -> Tensor:
     """[chunk, d_sae] numbers in bf16."""
+    return _coarse(of, tokens).bfloat16()
+
+
+def _coarse(of: "Coarse", tokens: slice) -> Tensor:
     x, W, reach, blur = of.x, of.W, of.reach[tokens, None], of.blur[tokens, None]
     products = (x.code[tokens].double() @ of.panels.double().T).float()  # exact
     exact = products * (x.scale[tokens, None] * W.scale)
-    return (exact + (of.bias + (reach * W.norm + blur * W.lost))).bfloat16()
+    return exact + (of.bias + (reach * W.norm + blur * W.lost))
 
 
 def coarse_largest(of: "Coarse", tokens: slice, k: int, index: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`largest` of coarse numbers; `kept` takes those of the latents `index`."""
-    score = coarse_dense(of, tokens)
+    """`largest` of coarse numbers; `kept` takes those of the latents `index`, in bf16."""
+    score = _coarse(of, tokens)
     kept.copy_(score[:, index])
     return largest(score, k)
 
 
 def coarse_above(of: "Coarse", tokens: slice, floor: Tensor, index: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
-    """`above` of coarse numbers; `kept` takes those of the latents `index`."""
-    score = coarse_dense(of, tokens)
+    """`above` of coarse numbers; `kept` takes those of the latents `index`, in bf16."""
+    score = _coarse(of, tokens)
     kept.copy_(score[:, index])
     return above(score, floor)
 
