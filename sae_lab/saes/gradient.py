@@ -67,15 +67,7 @@ class Gradient(SAE, name="gradient"):
     def _choose(self, pre: PreActs, grad: Rows, per_grad: Scalar) -> Support:
         """The k latents of highest z * (1 + beta |<d, g>|)."""
         slope = encode(grad * (self.cfg.beta * per_grad), self.W_dec.detach(), choose_in=pre.choose_in)
-
-        def score(z, tokens):
-            by = slope.piece(tokens, z.dtype).abs_()
-            return torch.addcmul(z, z, by, out=by)
-
-        def score_at(support, z):
-            return slope.values(support).abs_().add_(1).mul_(z)
-
-        return pre.choose(topk, self.cfg.k, score=score, score_at=score_at)
+        return pre.choose(topk, self.cfg.k, boost=slope)
 
     @torch.no_grad()
     def _measure(self, grad: Rows) -> Scalar:

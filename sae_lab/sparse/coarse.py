@@ -92,11 +92,13 @@ class Numbers:
 
     Attributes:
         again: latents whose numbers are wanted again, and [tokens, latents] where they go.
+        boost: another product, by whose size they are raised before `largest` looks at them.
     """
 
     coarse: Coarse
     tokens: slice
     again: tuple[Tensor, Tensor]
+    boost: Coarse | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -117,10 +119,10 @@ class Numbers:
         begin, end, _ = some.indices(len(self))
         index, kept = self.again
         tokens = slice(self.tokens.start + begin, self.tokens.start + end)
-        return Numbers(self.coarse, tokens, (index, kept[begin:end]))
+        return Numbers(self.coarse, tokens, (index, kept[begin:end]), self.boost)
 
     def largest(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        return backend_of(self.coarse.W.code).coarse_largest(self.coarse, self.tokens, k, *self.again)
+        return backend_of(self.coarse.W.code).coarse_largest(self.coarse, self.tokens, k, *self.again, self.boost)
 
     def above(self, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return backend_of(self.coarse.W.code).coarse_above(self.coarse, self.tokens, floor, *self.again)
@@ -128,6 +130,6 @@ class Numbers:
 
 def available() -> bool:
     """Whether this CPU multiplies 8-bit numbers four at a time (VNNI); otherwise nothing is gained."""
-    from .tiles import SUPPORTED
+    from .tile import SUPPORTED
 
     return SUPPORTED

@@ -12,6 +12,7 @@ from . import choosing, kernels, tiles
 from .kernels import PARTS
 from .reference import product as plain_product
 from .scratch import note, scratch
+from .tile import BREADTH, ROWS, STEP
 
 if TYPE_CHECKING:
     from .coarse import Coarse
@@ -119,8 +120,8 @@ def columns(a: Tensor, index: Tensor, out: Tensor) -> None:
 
 def quantise(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tok, n = rows.shape
-    wide = -(-n // tiles.STEP) * tiles.STEP
-    code = scratch((tok + tiles.ROWS, wide), torch.int8)[:tok]  # a tile reads rows beyond the last
+    wide = -(-n // STEP) * STEP
+    code = scratch((tok + ROWS, wide), torch.int8)[:tok]  # a tile reads rows beyond the last
     total = torch.empty(tok, dtype=torch.int32)
     scale, norm, lost = (rows.new_empty(tok) for _ in range(3))
     run(choosing.quantise, rows, code, total, scale, norm, lost)
@@ -131,7 +132,7 @@ def panels(code: Tensor) -> Tensor:
     """Codes of latents as `tiles` read them."""
     n, wide = len(code), code.stride(0)
     whole = code.as_strided((n, wide), (wide, 1)).view(torch.int32)
-    out = scratch((-(-n // tiles.BREADTH), whole.shape[1], tiles.BREADTH), torch.int32)
+    out = scratch((-(-n // BREADTH), whole.shape[1], BREADTH), torch.int32)
     run(tiles.panels, whole, out)
     return out
 
@@ -142,12 +143,15 @@ def coarse_dense(of: "Coarse", tokens: slice) -> Tensor:
     return out
 
 
-def coarse_largest(of: "Coarse", tokens: slice, k: int, index: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def coarse_largest(
+    of: "Coarse", tokens: slice, k: int, index: Tensor, kept: Tensor, boost: "Coarse | None" = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """`largest` of numbers that never exist together; `kept` takes those of the latents `index`."""
     tok, d_sae = tokens.stop - tokens.start, of.d_sae
     out, value, count = _room(tok, k, torch.float32)
-    room, bounds = max(128, 3 * k), _bounds(tok)
-    run(tiles.largest, _operand(of, 0.0), tokens.start, bounds, k, room, d_sae, out, value, count, index, _bits(kept))
+    product, room = (_operand(of), _operand(boost or of), boost is not None), max(128, 3 * k)
+    bounds, kept = _bounds(tok), _bits(kept)
+    run(tiles.largest, *product, tokens.start, bounds, k, room, d_sae, out, value, count, index, kept)
     return _filled(out, count, value)
 
 
@@ -191,7 +195,7 @@ def _found_above(find: Callable, tok: int, floor: Tensor) -> tuple[Tensor, Tenso
 
 def _bounds(tok: int) -> Tensor:
     """Tokens cut into PARTS shares of whole tiles."""
-    return (torch.arange(PARTS + 1) * -(-tok // tiles.ROWS) // PARTS * tiles.ROWS).clamp(max=tok)
+    return (torch.arange(PARTS + 1) * -(-tok // ROWS) // PARTS * ROWS).clamp(max=tok)
 
 
 def _operand(of: "Coarse", least: float = 0.0, floor: Tensor | None = None) -> tuple:
@@ -200,8 +204,8 @@ def _operand(of: "Coarse", least: float = 0.0, floor: Tensor | None = None) -> t
     `least`: the floor of each token; `floor`: that of each latent, if there is one.
     """
     x, panel = of.x.code, of.panels
-    token = torch.zeros(5, len(of.x.scale) + tiles.ROWS)
-    latent = torch.zeros(5, panel.shape[0] * tiles.BREADTH)
+    token = torch.zeros(5, len(of.x.scale) + ROWS)
+    latent = torch.zeros(5, panel.shape[0] * BREADTH)
     shift = tiles.MIDDLE * of.x.total
     for to, a in zip(token, (of.x.scale, of.reach, of.blur, torch.tensor(least), shift.view(torch.float32))):
         to[: len(of.x.scale)] = a

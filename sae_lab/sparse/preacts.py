@@ -1,6 +1,6 @@
 """Pre-activations: dense numbers to choose from, one token chunk at a time, and exact ones where chosen."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from .backends import backend_of
 from .choose import Above, Chunks, Rule, above
 from .coarse import WIDEST, Coarse, Codes, Numbers, available, blurred
 from .latents import Latents, Support, combined, dots, latent_sums, latent_totals, sums
+from .look import Look, Score, ScoreAt
 from .scratch import scratch
 
 CHUNK_BYTES = 2**24  # of scores that exist at a time
@@ -21,9 +22,6 @@ REMEMBERED = 2**27  # bytes of scores that are kept for a second choice, at most
 EXACT_ABOVE = 0.2  # share that is chosen above which exact numbers for all cost less than for a generous choice
 
 MANY = 0.1  # share of tokens whose own choice was too narrow above which all choose again
-
-Score = Callable[[Tensor, slice | Tensor], Tensor]
-ScoreAt = Callable[[Support, Tensor], Tensor]
 
 
 class _Keep(torch.autograd.Function):
@@ -91,6 +89,7 @@ class PreActs:
         *,
         among: LatentMask | None = None,
         price: PerLatent | None = None,
+        boost: "PreActs | None" = None,
         score: Score | None = None,
         score_at: ScoreAt | None = None,
         signed: bool = False,
@@ -100,6 +99,7 @@ class PreActs:
         Args:
             among: the latents that may be chosen.
             price: what a latent's pre-activations are multiplied with, at least 0; the cheapest kind of score.
+            boost: pre-activations of other rows with other weights, by whose size they are raised: z (1 + |boost|).
             score: from (numbers [chunk, d_sae], the chunk's tokens: a slice, or places) to scores of the same shape,
                 each entry from its own number and what is known of its token and latent.
             score_at: the same for nonzeros, from (support, values); without, it is made from dense chunks.
@@ -108,7 +108,7 @@ class PreActs:
         index = None
         if among is not None and score is None:
             index = self._again if among is self.again else _places(among)
-        look = _Look(index, among, price, score, score_at, signed)
+        look = Look(index, among, price, boost, score, score_at, signed)
         part = amount if index is None else rule.within(amount, index)
         chunks = Chunks(
             self.tok,
@@ -123,7 +123,7 @@ class PreActs:
         if not exact:
             generous = part if raised else rule.generous(part, lambda floor: self._margin(floor, index))
             eight = self.coarse == torch.int8 and not self._known(torch.int8, index, raised)
-            unmade = (lambda: self._unmade(look, raised)) if eight and score is None and not signed else None
+            unmade = (lambda: self._unmade(look, raised)) if eight and look.known_to_tiles(rule) else None
             rough = rule.choose(replace(chunks, unmade=unmade), generous)
             found, narrow = self._cut(rule, rough, part, generous, look)
             share = float(torch.as_tensor(narrow).float().mean()) if self.tok else 0.0
@@ -167,7 +167,7 @@ class PreActs:
     def _wide(self, s: Support, index: Tensor | None) -> Support:
         return s if index is None else s.relabel(index, self.d_sae)
 
-    def _cut(self, rule: Rule, s: Support, amount: Any, generous: Any, look: "_Look") -> tuple[Support, bool | Tensor]:
+    def _cut(self, rule: Rule, s: Support, amount: Any, generous: Any, look: Look) -> tuple[Support, bool | Tensor]:
         """From a generous choice by rounded numbers to the exact one by exact numbers; whether rounding hid much."""
         full = self._wide(s, look.index)
         value = self.values(full)
@@ -177,7 +177,7 @@ class PreActs:
         self.found[exact] = exact.score
         return exact, rule.too_narrow(s, by, keep, generous)
 
-    def _made_exact(self, s: Support, narrow: Tensor, rule: Rule, amount: Any, look: "_Look") -> Support:
+    def _made_exact(self, s: Support, narrow: Tensor, rule: Rule, amount: Any, look: Look) -> Support:
         """The same choice, made by exact numbers for some tokens."""
         tokens = _places(narrow)
         few = replace(self, centred=self.centred[tokens], choose_in=self.centred.dtype, again=None, found={}, seen={})
@@ -187,7 +187,7 @@ class PreActs:
         self.found[out] = out.score
         return out
 
-    def _exactly(self, rule: Rule, amount: Any, look: "_Look") -> Support:
+    def _exactly(self, rule: Rule, amount: Any, look: Look) -> Support:
         d_sae = self.d_sae if look.index is None else len(look.index)
         chunks = Chunks(self.tok, d_sae, lambda: self._scored(self.centred.dtype, look, False))
         s = self._wide(rule.choose(chunks, amount), look.index)
@@ -195,9 +195,11 @@ class PreActs:
             self.found[s] = s.score
         return s
 
-    def _score_at(self, s: Support, value: Values, look: "_Look") -> Values:
+    def _score_at(self, s: Support, value: Values, look: Look) -> Values:
         """The scores of exact values."""
         by = value if look.price is None else value * look.price[s.latent]
+        if look.boost is not None:
+            by = by * (1 + look.boost.values(s).abs())
         if look.score is not None:
             by = look.score_at(s, by) if look.score_at else self._by_chunks(s, by, look.score)
         return by.abs() if look.signed else by
@@ -216,7 +218,7 @@ class PreActs:
     def _step(self, d_sae: int, dtype: torch.dtype) -> int:
         return max(1, min(self.tok, max(FEWEST, CHUNK_BYTES // max(1, d_sae * dtype.itemsize))))
 
-    def _scored(self, dtype: torch.dtype, look: "_Look", raised: bool) -> Iterator[tuple[slice, Tensor]]:
+    def _scored(self, dtype: torch.dtype, look: Look, raised: bool) -> Iterator[tuple[slice, Tensor]]:
         for tokens, dense in self._dense(dtype, look.index, raised):
             yield tokens, look.scores(dense, tokens)
 
@@ -239,14 +241,15 @@ class PreActs:
         """Whether the first product has given these numbers already."""
         return index is not None and index is self._again and dtype in self.seen and not raised
 
-    def _unmade(self, look: "_Look", raised: bool) -> Iterator[tuple[slice, Numbers]]:
+    def _unmade(self, look: Look, raised: bool) -> Iterator[tuple[slice, Numbers]]:
         """The same in 8 bits, for who chooses while it is being made."""
         index, price = look.index, look.latent_price
         keep = self._memory(torch.int8) if index is None and price is None and not raised else None
         again = (torch.empty(0).long(), torch.empty(self.tok, 0).bfloat16()) if keep is None else (self._again, keep)
         whole = slice(0, self.tok)
         product = self._product(index, raised)
-        yield whole, Numbers(product if price is None else product.times(price), whole, again)
+        boost = None if look.boost is None else look.boost._coded
+        yield whole, Numbers(product if price is None else product.times(price), whole, again, boost)
         if keep is not None:
             self.seen[torch.int8] = keep
 
@@ -323,36 +326,6 @@ class PreActs:
 
     def _floats(self, dtype: torch.dtype) -> torch.dtype:
         return self.numbers if dtype == torch.int8 else dtype
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What `choose` looks at: which latents, and how their numbers become scores."""
-
-    index: Tensor | None
-    among: LatentMask | None
-    price: PerLatent | None
-    score: Score | None
-    score_at: ScoreAt | None
-    signed: bool
-    tokens: Tensor | None = None  # which they are, if not all
-
-    @property
-    def plain(self) -> bool:
-        return self.price is None and self.score is None
-
-    @property
-    def latent_price(self) -> PerLatent | None:
-        return self.price if self.price is None or self.index is None else self.price[self.index]
-
-    def scores(self, dense: Tensor, tokens: slice) -> Tensor:
-        if self.price is not None:
-            price = self.latent_price.to(dense.dtype)
-            dense = torch.mul(dense, price, out=scratch(tuple(dense.shape), dense.dtype, dense.device))
-        if self.score is not None:
-            dense = self.score(dense, tokens if self.tokens is None else self.tokens[tokens])
-            dense = dense if self.among is None else dense.masked_fill(~self.among, 0)
-        return dense.abs() if self.signed else dense
 
 
 def _places(mask: LatentMask) -> Tensor:

@@ -93,11 +93,14 @@ def _coarse(of: "Coarse", tokens: slice) -> Tensor:
     return exact + (of.bias + (reach * W.norm + blur * W.lost))
 
 
-def coarse_largest(of: "Coarse", tokens: slice, k: int, index: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`largest` of coarse numbers; `kept` takes those of the latents `index`, in bf16."""
+def coarse_largest(
+    of: "Coarse", tokens: slice, k: int, index: Tensor, kept: Tensor, boost: "Coarse | None" = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`largest` of coarse numbers, times 1 + |boost| if there is one; `kept` takes those of the latents `index`, in
+    bf16."""
     score = _coarse(of, tokens)
     kept.copy_(score[:, index])
-    return largest(score, k)
+    return largest(score if boost is None else score * (1 + _coarse(boost, tokens).abs()), k)
 
 
 def coarse_above(of: "Coarse", tokens: slice, floor: Tensor, index: Tensor, kept: Tensor) -> tuple[Tensor, ...]:

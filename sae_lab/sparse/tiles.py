@@ -1,103 +1,17 @@
-"""Products of 8-bit codes, tile by tile, chosen from while they are in registers: all [tok, d_sae] of them never exist.
+"""Products of 8-bit codes, tile by tile, chosen from while they are in a cache: all [tok, d_sae] of them never exist.
 
-A tile is ROWS tokens by BREADTH latents. Its one instruction (VNNI's vpdpbusd: 4 products of unsigned and signed bytes,
-added to an int32) is named here, since compilers do not find it in loops; the rest is as in `choosing`.
+Numba's cache of these is invalidated by this file alone: whoever changes `tile` must change something here as well.
 """
 
-import llvmlite.binding
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from .choosing import as_bits, as_float, half_bits, lowest
 from .kernels import PARTS, jit
+from .tile import BREADTH, ROWS, STEP, boosting, tile
 
-_other = numba.config.CPU_NAME or numba.config.CPU_FEATURES or not numba.config.ENABLE_AVX  # code is not for this CPU
-HAS = {} if _other else llvmlite.binding.get_host_cpu_features()
-WIDE = 16 if HAS.get("avx512vnni") and HAS.get("avx512f") else 8  # int32 in a register
-SUPPORTED = WIDE == 16 or bool(HAS.get("avxvnni"))
-# tokens, and registers of latents, of a tile: all sums stay in registers
-ROWS, ACROSS = (8, 3) if WIDE == 16 else (4, 3)
-BREADTH = ACROSS * WIDE
-STEP = 4  # codes that are multiplied at once
 MIDDLE = 128  # what is added to a latent's codes, to make them unsigned
 TOKENS = 64  # that meet each panel together: their codes should fit a cache
-
-
-@intrinsic
-def tile(context, x, stride, panel, steps, token, tokens, latent, latents, out, over):
-    """Numbers of ROWS tokens and a panel of latents, and for each token a bit per latent that is over the floor.
-
-    out[r, l] = scale[r] * scale[l] * (sum over i of x[r, i] * panel[l, i] - shift[r]) + bias[l]
-                + reach[r] * norm[l] + blur[r] * lost[l]
-    over[r]: which of those are neither at or below floor[r] nor floor[l]
-
-    All arguments are addresses, or distances in bytes: `stride` between rows of x, `tokens` between scale, reach, blur,
-    floor and shift (an int32) of the tokens, `latents` between scale, norm, lost, floor and bias of the latents.
-    """
-
-    def code(cgctx, builder, sig, args):
-        x, stride, panel, steps, token, tokens, latent, latents, out, over = args
-        i32, i64, f32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-        vector, floats = ir.VectorType(i32, WIDE), ir.VectorType(f32, WIDE)
-        name, kind = f"llvm.x86.avx512.vpdpbusd.{32 * WIDE}", ir.FunctionType(vector, [vector] * 3)
-        multiply = builder.module.declare_intrinsic(name, (), kind)
-        fma = builder.module.declare_intrinsic(f"llvm.fma.v{WIDE}f32", (), ir.FunctionType(floats, [floats] * 3))
-        every = ir.Constant(vector, [0] * WIDE)
-
-        def load(base, offset, what, align):
-            return builder.load(builder.inttoptr(builder.add(base, offset), what.as_pointer()), align=align)
-
-        def all_of(number):
-            kind = ir.VectorType(number.type, WIDE)
-            one = builder.insert_element(ir.Constant(kind, ir.Undefined), number, i32(0))
-            return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), every)
-
-        def of_token(field, r, what):
-            return all_of(load(token, builder.add(builder.mul(tokens, i64(field)), i64(4 * r)), what, 4))
-
-        def of_latent(field, a):
-            return load(latent, builder.add(builder.mul(latents, i64(field)), i64(4 * WIDE * a)), floats, 4)
-
-        before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
-        builder.branch(loop)
-        builder.position_at_end(loop)
-        step, sums = builder.phi(i64), [[builder.phi(vector) for _ in range(ACROSS)] for _ in range(ROWS)]
-        begin = builder.mul(step, i64(STEP * BREADTH))
-        weights = [load(panel, builder.add(begin, i64(STEP * WIDE * a)), vector, STEP * WIDE) for a in range(ACROSS)]
-        added = []
-        for r in range(ROWS):
-            place = builder.add(builder.mul(step, i64(STEP)), builder.mul(stride, i64(r)))
-            codes = all_of(load(x, place, i32, STEP))
-            added.append([builder.call(multiply, [s, w, codes]) for s, w in zip(sums[r], weights)])
-        following = builder.add(step, i64(1))
-        step.add_incoming(i64(0), before)
-        step.add_incoming(following, loop)
-        for row, now in zip(sums, added):
-            for s, a in zip(row, now):
-                s.add_incoming(every, before)
-                s.add_incoming(a, loop)
-        builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
-        builder.position_at_end(after)
-        for r in range(ROWS):
-            scale, reach, blur, floor = (of_token(field, r, f32) for field in range(4))
-            shift, bits = of_token(4, r, i32), i64(0)
-            for a in range(ACROSS):
-                whole = builder.sitofp(builder.sub(added[r][a], shift), floats)
-                rest = builder.call(fma, [reach, of_latent(1, a), of_latent(4, a)])
-                rest = builder.call(fma, [blur, of_latent(2, a), rest])
-                number = builder.call(fma, [builder.fmul(scale, of_latent(0, a)), whole, rest])
-                to = builder.add(out, i64(4 * (r * BREADTH + a * WIDE)))
-                builder.store(number, builder.inttoptr(to, floats.as_pointer()), align=4 * WIDE)
-                high = [builder.fcmp_unordered(">", number, low) for low in (floor, of_latent(3, a))]
-                mask = builder.bitcast(builder.and_(*high), ir.IntType(WIDE))
-                bits = builder.or_(bits, builder.shl(builder.zext(mask, i64), i64(a * WIDE)))
-            builder.store(bits, builder.inttoptr(builder.add(over, i64(8 * r)), i64.as_pointer()), align=8)
-        return cgctx.get_dummy_value()
-
-    return types.void(*[types.int64] * 10), code
 
 
 @jit(parallel=True)
@@ -120,22 +34,17 @@ def aligned(n):
 
 
 @jit()
-def meet(of, t, p, d_sae, out, over):
+def meet(of, t, p, d_sae, out, over, boost=False):
     """`tile` of the tokens from t on and panel p; bits of latents that do not exist are 0."""
     x, stride, panel, steps, token, latent = of
     at = p * BREADTH
-    tile(
-        x + t * stride,
-        stride,
-        panel + at * steps * STEP,
-        steps,
-        token.ctypes.data + 4 * t,
-        4 * token.shape[1],
-        latent.ctypes.data + 4 * at,
-        4 * latent.shape[1],
-        out.ctypes.data,
-        over.ctypes.data,
-    )
+    codes, weights, to, bits = x + t * stride, panel + at * steps * STEP, out.ctypes.data, over.ctypes.data
+    tokens, latents = token.ctypes.data + 4 * t, latent.ctypes.data + 4 * at
+    apart, between = 4 * token.shape[1], 4 * latent.shape[1]
+    if boost:
+        boosting(codes, stride, weights, steps, tokens, apart, latents, between, to, bits)
+    else:
+        tile(codes, stride, weights, steps, tokens, apart, latents, between, to, bits)
     if at + BREADTH > d_sae:
         over &= (np.uint64(1) << np.uint64(d_sae - at)) - np.uint64(1)
 
@@ -199,12 +108,13 @@ def best(key, latent, k):
 
 
 @jit(parallel=True)
-def largest(of, first, bounds, k, room, d_sae, out, value, count, index, kept):
+def largest(of, by, boost, first, bounds, k, room, d_sae, out, value, count, index, kept):
     """Columns and values of each token's k largest positive numbers, by column; `kept` takes those of `index`.
 
     Of each token up to `room` candidates are kept. When they are as many, the best stay and raise the token's floor.
+    With `boost` it is numbers * (1 + |those of `by`|) that are chosen from.
     """
-    token = of[4]
+    floor = by[4][3] if boost else of[4][3]
     for part in numba.prange(PARTS):
         sums, over = aligned(ROWS * BREADTH), np.empty(ROWS, np.uint64)
         latent, key, n = (
@@ -218,18 +128,21 @@ def largest(of, first, bounds, k, room, d_sae, out, value, count, index, kept):
                 before, at = at, those(index, at, p)
                 for t in range(begin, end, ROWS):
                     meet(of, first + t, p, d_sae, sums, over)
+                    for j in range(before, at):
+                        for r in range(min(ROWS, end - t)):
+                            kept[t + r, j] = half_bits(sums[r * BREADTH + index[j] - p * BREADTH])
+                    if boost:
+                        meet(by, first + t, p, d_sae, sums, over, True)
                     for r in range(min(ROWS, end - t)):
                         i, bits = t + r - begin, over[r]
-                        for j in range(before, at):
-                            kept[t + r, j] = half_bits(sums[r * BREADTH + index[j] - p * BREADTH])
                         while bits:
                             l = lowest(bits)
                             bits &= bits - np.uint64(1)
                             if n[i] == room:
-                                token[3, first + t + r] = best(key[i], latent[i], k)
+                                floor[first + t + r] = best(key[i], latent[i], k)
                                 n[i] = k
                             number = sums[r * BREADTH + l]
-                            if not number <= token[3, first + t + r]:
+                            if not number <= floor[first + t + r]:
                                 latent[i, n[i]], key[i, n[i]] = p * BREADTH + l, key_of(number)
                                 n[i] += 1
             for i in range(end - begin):
