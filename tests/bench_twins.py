@@ -10,7 +10,6 @@ import copy
 import json
 from dataclasses import replace
 
-import pandas as pd
 import torch
 from twins import TWINS, dense_step
 
@@ -84,15 +83,21 @@ def main(line=None):
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(line)
     torch.set_num_threads(args.threads)
-    found = [timed(name, args.shape, args.rounds) for name in args.variants]
-    rows, about = [row for row, _ in found], found[-1][1]
-    if args.json:
-        print(json.dumps({"about": about, "variants": rows}))
-        return
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
-    table = pd.DataFrame(rows)
-    shown = {"l0": "{:.1f}".format, "off": "{:.0e}".format}
-    print(table.to_string(index=False, formatters=shown, float_format="{:.1f}".format))
+    rows, about = [], {}
+    for name in args.variants:
+        row, about = timed(name, args.shape, args.rounds)
+        rows.append(row)
+        if not args.json:
+            print(told(row), flush=True)
+    said = ", ".join(f"{name} {value}" for name, value in about.items())
+    print(json.dumps({"about": about, "variants": rows}) if args.json else f"x: times as fast as dense. {said}")
+
+
+def told(row):
+    """One line: milliseconds of the twin, and how many times faster each precision of the choice is."""
+    faster = "".join(f"{way} {row[way + '_x']:6.1f}x   " for way in CHOICES if way + "_x" in row)
+    line = f"{row['variant']:16s}dense {row['dense_ms']:8.1f} ms   {faster}L0 {row['l0']:.1f}   off {row['off']:.0e}"
+    return line + (f"   exempt: {row['exempt']}" if row["exempt"] else "")
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def count(p, fired, tok):
     """The mean density of the batches so far, or a moving average where that remembers less."""
     p.steps += 1
     p.latest.copy_(fired / tok)
-    p.density.lerp_(p.latest, max(1 / int(p.steps), 1 - p.cfg.momentum))
+    p.density.lerp_(p.latest, max((1 / p.steps).item(), 1 - p.cfg.momentum))
 
 
 def mutual_choice(p, batch):
