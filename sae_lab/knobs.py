@@ -23,7 +23,7 @@ def knob(default: Any, low=None, high=None, help: str = "", choices: tuple = ())
         ValueError: if `default` lies outside `[low, high]` or is none of `choices`.
     """
     meta = {"low": low, "high": high, "help": help, "choices": tuple(choices)}
-    Knob("default", object, default, **meta).check(default)
+    Knob("default", object, default, optional=True, **meta).check(default)
     return field(default=default, metadata=meta)
 
 
@@ -40,12 +40,27 @@ class Knob:
     choices: tuple = ()
     optional: bool = False
 
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is None and not self.optional
+
+    @property
+    def reach(self) -> str:
+        """The range in words."""
+        if self.low is None:
+            return ""
+        return f"{self.low:g} or more" if self.high >= 2**20 else f"{self.low:g} to {self.high:g}"
+
     def check(self, value: object) -> None:
         """Raises:
-        ValueError: if `value` is outside the range; the message names value, rule and way out.
+        ValueError: if `value` is of the wrong type or out of range; the message names value, rule and way out.
         """
-        if value is None:
+        if value is None and self.optional:
             return
+        wanted = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind in (int, float)):
+            raise ValueError(f"{self.name}={value!r} must be {self.kind.__name__}. {self.help}".rstrip())
         if self.choices and value not in self.choices:
             raise ValueError(f"{self.name}={value!r} is not one of {', '.join(map(repr, self.choices))}.")
         if self.low is not None and not self.low <= value <= self.high:  # also catches NaN
@@ -67,12 +82,6 @@ def check(config: Any) -> None:
     for row in knobs(type(config)):
         value = plain(getattr(config, row.name))
         object.__setattr__(config, row.name, value)
-        wanted = (int, float) if row.kind is float else row.kind
-        wrong = isinstance(value, bool) and row.kind in (int, float)
-        if value is None and row.optional:
-            continue
-        if wrong or not isinstance(value, wanted):
-            raise ValueError(f"{row.name}={value!r} must be {row.kind.__name__}. {row.help}".rstrip())
         row.check(value)
 
 
@@ -100,5 +109,6 @@ def _row(f: Field, hint: Any) -> Knob:
     optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
     if optional:
         (hint,) = (a for a in get_args(hint) if a is not type(None))
-    default = None if f.default is MISSING else f.default
+    made = None if f.default_factory is MISSING else f.default_factory()
+    default = made if f.default is MISSING else f.default
     return Knob(f.name, get_origin(hint) or hint, default, optional=optional, **f.metadata)
