@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -69,8 +70,7 @@ class Knob:
 
 def knobs(config: type) -> list[Knob]:
     """The form rows of a config class, in declaration order."""
-    hints = get_type_hints(config)
-    return [_row(f, hints[f.name]) for f in fields(config)]
+    return list(_rows(config))
 
 
 def check(config: Any) -> None:
@@ -103,6 +103,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, bool | int | float) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
+
+
+@cache
+def _rows(config: type) -> tuple[Knob, ...]:
+    hints = get_type_hints(config)
+    return tuple(_row(f, hints[f.name]) for f in fields(config))
 
 
 def _row(f: Field, hint: Any) -> Knob:

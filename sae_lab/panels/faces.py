@@ -1,6 +1,7 @@
 """A form's widgets: a row per knob, drawn by its kind, and underneath the code that says the same."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as W
@@ -9,6 +10,7 @@ from ..knobs import Knob
 from ..launcher import Job
 from . import look
 from .forms import Form, Scale, TrainingForm, typed
+from .keys import Keys
 
 LABEL = {"description_width": "9.5rem"}
 
@@ -24,15 +26,17 @@ class Field:
         self.control.observe(lambda change: changed(row.name, change["new"]), "value")
         parts = [self.control]
         if self.scale:
-            low, high = self.scale.ends
-            kind = W.FloatLogSlider if self.scale.log else W.FloatSlider
-            self.slider = kind(min=low, max=high, step=self.scale.step, readout=False, tooltip=row.name)
+            self.slider = W.IntSlider(min=0, max=self.scale.notches, readout=False, tooltip=row.name)
             self.slider.observe(lambda change: changed(row.name, self.scale.value(change["new"])), "value")
             parts.append(self.slider)
         self.box = W.HBox([*parts, self.said])
         self.box.add_class("sae-row")
 
-    def show(self, value: Any, wrong: str) -> None:
+    def serves(self, row: Knob) -> bool:
+        """Whether its widgets do for this row too."""
+        return replace(self.row, help=row.help, default=row.default) == row and Scale.of(row) == self.scale
+
+    def show(self, row: Knob, value: Any, wrong: str) -> None:
         """Puts a value on the controls; a slider that means it already is left where the hand has it."""
         if isinstance(self.control, W.Text):
             self.control.value = typed(value)
@@ -42,9 +46,9 @@ class Field:
             self.control.value = value is True
         numeric = self.scale and isinstance(value, int | float)
         if numeric and self.scale.value(self.slider.value) != value:
-            self.slider.value = min(max(value, self.scale.floor), self.scale.high)
-        reach = f" [{self.row.reach}]" if self.row.reach else ""
-        self.said.value = look.told(wrong or self.row.help + reach, bool(wrong))
+            self.slider.value = self.scale.notch(value)
+        self.row, self.control.tooltip = row, row.help
+        self.said.value = look.told(wrong or row.help + (f" [{row.reach}]" if row.reach else ""), bool(wrong))
 
     def close(self) -> None:
         for widget in (*self.box.children, self.box):
@@ -53,7 +57,7 @@ class Field:
 
 def control(row: Knob) -> W.Widget:
     """The widget for a knob's kind."""
-    named = {"description": row.name, "tooltip": row.help, "style": LABEL}
+    named = {"description": row.name, "style": LABEL}
     if row.choices:
         unset = [("None", None)] if row.optional else []
         return W.Dropdown(options=[*unset, *((str(choice), choice) for choice in row.choices)], **named)
@@ -69,8 +73,8 @@ class FormPanel(W.VBox):
         self.form, self._fields, self._showing = form, {}, False
         self._usual, self._rest, self._foot = W.VBox(), W.VBox(), W.HTML()
         self._more = W.Accordion([self._rest])
-        super().__init__([W.HTML(look.STYLE), self._usual, self._more, self._foot])
-        self.add_class("sae-form")
+        super().__init__([W.HTML(look.STYLE), Keys(), self._usual, self._more, self._foot])
+        self.add_class("sae-panel")
         self.show()
 
     @property
@@ -91,9 +95,9 @@ class FormPanel(W.VBox):
         self._showing = True
         try:
             self._draw()
-            values, errors = self.form.values, self.form.errors
+            rows, values, errors = self.form.rows, self.form.values, self.form.errors
             for name, field in self._fields.items():
-                field.show(values[name], errors.get(name, ""))
+                field.show(rows[name], values[name], errors.get(name, ""))
             more = self.form.more
             wrong = sum(row.name in errors for row in more)
             self._more.titles = (f"More knobs ({len(more)}" + (f", {wrong} to mend)" if wrong else ")"),)
@@ -109,9 +113,9 @@ class FormPanel(W.VBox):
 
     def _draw(self) -> None:
         old, rows = self._fields, self.form.rows
-        if [field.row for field in old.values()] == list(rows.values()):
+        kept = {name: old[name] for name, row in rows.items() if name in old and old[name].serves(row)}
+        if list(old) == list(kept) == list(rows):
             return
-        kept = {name: old[name] for name, row in rows.items() if name in old and old[name].row == row}
         self._fields = {name: kept.get(name) or Field(row, self._changed) for name, row in rows.items()}
         self._usual.children = [self._fields[row.name].box for row in self.form.usual]
         self._rest.children = [self._fields[row.name].box for row in self.form.more]

@@ -169,7 +169,8 @@ class TrainingForm(Form):
     def rows(self) -> dict[str, Knob]:
         rows = super().rows
         rows.pop("d_in", None)  # the model's to say
-        return rows | {"variant": replace(rows["variant"], choices=tuple(sorted(REGISTRY)))}
+        paper = getattr(REGISTRY.get(self.variant), "paper", "which SAE")
+        return rows | {"variant": replace(rows["variant"], choices=tuple(sorted(REGISTRY)), help=paper)}
 
     def made(self) -> list[Any]:
         job = Job.of(**self.asked)
@@ -204,47 +205,52 @@ class TrainingForm(Form):
         asked = ", ".join(f"{name}={value!r}" for name, value in self.knobs.items())
         if self.detachable:
             return f"sl.launch({asked})"
-        return f"from sae_lab.launcher import Job, run_job\n\nfor step in run_job(Job.of({asked})):\n    pass"
+        loop = f"for step in run_job(Job.of({asked})):\n    pass"
+        return f"from sae_lab.launcher import Job, run_job  # here: no other process knows it\n\n{loop}"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A range as a slider has it, logarithmic where it spans decades: from `floor`, which gives `low`, to `high`."""
+    """A range as the notches of a slider, a round number each; logarithmic where the range spans decades.
+
+    Attributes:
+        floor: what the logarithm begins with where the range begins at 0; notch 0 is `low` all the same.
+    """
 
     low: float
     floor: float
     high: float
+    notches: int
     log: bool
     whole: bool
 
     @classmethod
     def of(cls, row: Knob) -> "Scale | None":
         """The scale of a row; None for what is typed: no range, an open one that begins at 0, or None may be meant."""
-        if row.kind not in (int, float) or row.optional or row.choices or row.low is None:
+        low, high, whole = row.low, row.high, row.kind is int
+        if row.kind not in (int, float) or row.optional or row.choices or low is None or (low == 0 and high >= 2**20):
             return None
-        if row.low == 0 and row.high >= 2**20:
-            return None
-        whole = row.kind is int
-        least = row.low or (0.5 if whole else (row.default or 1) / 1000)
-        log = row.low >= 0 and row.high >= 100 * (row.low or 1)
-        return cls(row.low, least if log else row.low, row.high, log, whole)
+        if low < 0 or high < 100 * (low or 1):
+            return cls(low, low, high, high - low if whole else 100, False, whole)
+        floor = low or (0.5 if whole else (row.default or 1) / 1000)
+        return cls(low, floor, high, round(20 * log10(high / floor)), True, whole)
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """Of the slider: values, or where it is logarithmic their exponents of 10."""
-        return (log10(self.floor), log10(self.high)) if self.log else (self.floor, self.high)
-
-    @property
-    def step(self) -> float:
-        return 0.05 if self.log else 1 if self.whole else (self.high - self.floor) / 100
-
-    def value(self, place: float) -> int | float:
-        """The round number that a slider at this value means."""
-        if place <= self.floor:
-            return self.low
-        at_end = place >= self.high * (1 - 1e-9)
-        found = self.high if at_end else min(max(float(f"{place:.{2 if self.log else 4}g}"), self.low), self.high)
+    def value(self, notch: int) -> int | float:
+        """The number at a notch; at the ends those of the range."""
+        if notch in (0, self.notches):
+            return self.high if notch else self.low
+        share = notch / self.notches
+        exact = (
+            self.floor * (self.high / self.floor) ** share if self.log else self.low + (self.high - self.low) * share
+        )
+        found = min(max(float(f"{exact:.{2 if self.log else 4}g}"), self.low), self.high)
         return round(found) if self.whole else found
+
+    def notch(self, value: float) -> int:
+        """The notch nearest to a number."""
+        inside = min(max(value, self.floor), self.high)
+        share = log10(inside / self.floor) / log10(self.high / self.floor) if self.log else None
+        return round(self.notches * ((inside - self.low) / (self.high - self.low) if share is None else share))
 
 
 def meant(row: Knob, given: Any) -> Any:

@@ -4,17 +4,18 @@ import html
 from collections.abc import Iterable
 
 STYLE = """<style>
-.sae-form { max-width: 76rem; color: var(--jp-ui-font-color1, #212121); }
-.sae-form .sae-row { display: grid; grid-template-columns: minmax(16rem, 25rem) 8.5rem minmax(9rem, 1fr);
+.sae-panel { max-width: 76rem; color: var(--jp-ui-font-color1, #212121); }
+.sae-panel .sae-row { display: grid; grid-template-columns: minmax(16rem, 25rem) 8.5rem minmax(9rem, 1fr);
   column-gap: 0.75rem; align-items: center; overflow: visible; }
-.sae-form .sae-row > .sae-control { grid-column: 1; width: auto; }
-.sae-form .sae-row > .widget-slider { grid-column: 2; width: auto; }
-.sae-form .sae-row > .sae-said { grid-column: 3; width: auto; height: auto; }
-.sae-form .sae-said .widget-html-content { line-height: 1.35; font-size: var(--jp-ui-font-size1, 13px); }
-.sae-form .sae-help { color: var(--jp-ui-font-color2, #616161); }
-.sae-form .sae-wrong { color: var(--jp-ui-font-color1, #212121); font-weight: 600;
+.sae-panel .sae-row > .sae-control { grid-column: 1; width: auto; }
+.sae-panel .sae-row > .widget-slider { grid-column: 2; width: auto; }
+.sae-panel .sae-row > .sae-said { grid-column: 3; width: auto; height: auto; }
+.sae-panel .sae-said .widget-html-content { line-height: 1.35; font-size: var(--jp-ui-font-size1, 13px); }
+.sae-panel select { appearance: auto; background-image: none; }
+.sae-panel .sae-help { color: var(--jp-ui-font-color2, #616161); }
+.sae-panel .sae-wrong { color: var(--jp-ui-font-color1, #212121); font-weight: 600;
   border-left: 3px solid var(--jp-error-color1, #d32f2f); padding-left: 0.4rem; overflow-wrap: anywhere; }
-.sae-form .sae-code { margin: 0.25rem 0; padding: 0.4rem 0.6rem; white-space: pre-wrap; overflow-wrap: anywhere;
+.sae-panel .sae-code { margin: 0.25rem 0; padding: 0.4rem 0.6rem; white-space: pre-wrap; overflow-wrap: anywhere;
   line-height: 1.45; font-family: var(--jp-code-font-family, monospace); font-size: var(--jp-code-font-size, 13px);
   color: var(--jp-content-font-color1, #111); background: var(--jp-layout-color2, #eee); user-select: all; }
 </style>"""
