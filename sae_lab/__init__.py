@@ -28,7 +28,7 @@ _ROOM = {
     "Run": "runs",
     "world": "tiny",
 }
-_ROOMS = ("plots", "runs", "saes", "steering", "sweeps", "toys")  # rooms that a notebook reaches by name: sl.plots
+_ROOMS = ("panels", "plots", "runs", "saes", "steering", "sweeps", "toys")  # what a notebook reaches by name: sl.plots
 __all__ = sorted([*_ROOM, *_ROOMS])
 
 

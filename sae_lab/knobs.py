@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
 from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -23,7 +24,7 @@ def knob(default: Any, low=None, high=None, help: str = "", choices: tuple = ())
         ValueError: if `default` lies outside `[low, high]` or is none of `choices`.
     """
     meta = {"low": low, "high": high, "help": help, "choices": tuple(choices)}
-    Knob("default", object, default, **meta).check(default)
+    Knob("default", object, default, optional=True, **meta).check(default)
     return field(default=default, metadata=meta)
 
 
@@ -40,12 +41,27 @@ class Knob:
     choices: tuple = ()
     optional: bool = False
 
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is None and not self.optional
+
+    @property
+    def reach(self) -> str:
+        """The range in words."""
+        if self.low is None:
+            return ""
+        return f"{self.low:g} or more" if self.high >= 2**20 else f"{self.low:g} to {self.high:g}"
+
     def check(self, value: object) -> None:
         """Raises:
-        ValueError: if `value` is outside the range; the message names value, rule and way out.
+        ValueError: if `value` is of the wrong type or out of range; the message names value, rule and way out.
         """
-        if value is None:
+        if value is None and self.optional:
             return
+        wanted = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind in (int, float)):
+            raise ValueError(f"{self.name}={value!r} must be {self.kind.__name__}. {self.help}".rstrip())
         if self.choices and value not in self.choices:
             raise ValueError(f"{self.name}={value!r} is not one of {', '.join(map(repr, self.choices))}.")
         if self.low is not None and not self.low <= value <= self.high:  # also catches NaN
@@ -54,8 +70,7 @@ class Knob:
 
 def knobs(config: type) -> list[Knob]:
     """The form rows of a config class, in declaration order."""
-    hints = get_type_hints(config)
-    return [_row(f, hints[f.name]) for f in fields(config)]
+    return list(_rows(config))
 
 
 def check(config: Any) -> None:
@@ -67,12 +82,6 @@ def check(config: Any) -> None:
     for row in knobs(type(config)):
         value = plain(getattr(config, row.name))
         object.__setattr__(config, row.name, value)
-        wanted = (int, float) if row.kind is float else row.kind
-        wrong = isinstance(value, bool) and row.kind in (int, float)
-        if value is None and row.optional:
-            continue
-        if wrong or not isinstance(value, wanted):
-            raise ValueError(f"{row.name}={value!r} must be {row.kind.__name__}. {row.help}".rstrip())
         row.check(value)
 
 
@@ -96,9 +105,16 @@ def plain(value: Any) -> Any:
     return int(value) if isinstance(value, Integral) else float(value)
 
 
+@cache
+def _rows(config: type) -> tuple[Knob, ...]:
+    hints = get_type_hints(config)
+    return tuple(_row(f, hints[f.name]) for f in fields(config))
+
+
 def _row(f: Field, hint: Any) -> Knob:
     optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
     if optional:
         (hint,) = (a for a in get_args(hint) if a is not type(None))
-    default = None if f.default is MISSING else f.default
+    made = None if f.default_factory is MISSING else f.default_factory()
+    default = made if f.default is MISSING else f.default
     return Knob(f.name, get_origin(hint) or hint, default, optional=optional, **f.metadata)

@@ -227,17 +227,20 @@ def launch(job: Job | None = None, **knobs: Any) -> Launched:
     return begin(run, {**job.to_json(), "run": str(run.folder)})
 
 
-def checked(job: Job, detached: bool = True) -> None:
-    """Raises:
-    ValueError, TypeError, KeyError: for what a job can ask wrongly; for a variant that only this process knows.
+def checked(job: Job, detached: bool = True) -> Any:
+    """The settings of the job's SAE, with a d_in that is made up: the model will say it.
+
+    Raises:
+        ValueError, TypeError, KeyError: for what a job can ask wrongly; for a variant that only this process knows.
     """
     if "d_in" in job.sae:
         raise TypeError("d_in is the model's to say: leave it out.")
-    configured(job.variant, **{"d_in": (job.sae.get("d_sae") or 16) // 2 or 1, **job.own})
+    settings = configured(job.variant, **{"d_in": (job.sae.get("d_sae") or 2**20) // 2 or 1, **job.own})
     if detached and variant(job.variant).__module__ == "__main__":
         raise ValueError(
             f"{job.variant!r} is defined in this notebook, which a process of its own does not see: use train()."
         )
+    return settings
 
 
 def begin(run: Launched, asked: dict[str, Any]) -> Launched:

@@ -13,7 +13,7 @@ import tyro
 from .. import sweeps
 from ..bench import BenchHarvest, BenchScaling, BenchStep, BenchTraining
 from ..citing import cite
-from ..knobs import knob
+from ..knobs import Knob, knob
 from ..launcher import Job, Launched, launch, ps, run_job
 from ..report import Section, write_page
 from ..runs import Run, find_runs, fresh
@@ -50,11 +50,9 @@ def parsed(kind: type, argv: list[str], verb: str) -> Any:
 
 
 def _helped(kind: Any, f: Field) -> Any:
-    low, high, choices = (f.metadata.get(key) for key in ("low", "high", "choices"))
-    reach = f" [{', '.join(choices)}]" if choices else ""
-    if low is not None:
-        reach = f" [{low:g} or more]" if high >= 2**20 else f" [{low:g} to {high:g}]"
-    return Annotated[kind, tyro.conf.arg(help=f.metadata.get("help", "") + reach)]
+    row = Knob(f.name, object, None, **f.metadata)
+    reach = ", ".join(row.choices) or row.reach
+    return Annotated[kind, tyro.conf.arg(help=row.help + (f" [{reach}]" if reach else ""))]
 
 
 def run_quickstart(argv: list[str], as_json: bool) -> None:

@@ -34,8 +34,7 @@ def configured(name: str, **config: Any) -> Any:
     for key in config:
         if key not in rows:
             raise TypeError(f"SAE {name!r} has no knob {key!r}.{hint(key, rows)} Its knobs: {', '.join(rows)}.")
-    missing = [key for key in ("d_in", "d_sae") if key not in config and rows[key].default is None]
-    missing = [key for key in missing if not rows[key].optional]
+    missing = [key for key in ("d_in", "d_sae") if key not in config and rows[key].required]
     if missing:
         raise TypeError(f"SAE {name!r} needs {' and '.join(missing)}: build({name!r}, {missing[0]}=...).")
     config = {key: plain(value) for key, value in config.items()}
