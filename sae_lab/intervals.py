@@ -81,5 +81,24 @@ class DocSums:
 
     def estimate(self, statistic: Callable[[dict[str, np.ndarray]], np.ndarray], n: int = 1000) -> Estimate:
         """A statistic of the column sums (arrays with one row per draw) and its interval."""
-        weights = draws(self.docs, n)
-        return interval(statistic({name: weights @ total for name, total in self.sums.items()}))
+        return interval(self._drawn(statistic, n, self.docs))
+
+    def change(
+        self, after: "DocSums", statistic: Callable[[dict[str, np.ndarray]], np.ndarray], n: int = 1000
+    ) -> Estimate:
+        """How much larger a statistic is in the sums of the same documents, read or measured otherwise."""
+        docs = max(self.docs, after.docs)
+        return interval(after._drawn(statistic, n, docs) - self._drawn(statistic, n, docs))
+
+    def _drawn(self, statistic: Callable, n: int, docs: int) -> np.ndarray:
+        weights = draws(docs, n)
+        return statistic({name: weights[:, : len(total)] @ total for name, total in self.sums.items()})
+
+    @classmethod
+    def joined(cls, parts: "Sequence[DocSums]") -> "DocSums":
+        """The sums of several parts of the same documents."""
+        whole = cls()
+        for sums in parts:
+            for name, total in sums.sums.items():
+                whole.add(np.arange(len(total)), **{name: total})
+        return whole
