@@ -22,8 +22,10 @@ from ..sites import Site
 from ..tokens import Blocks
 from .numbers import COST, MEANS, RECONSTRUCTION, Rebuilding, costs, fitting, substitutes
 
-SHOWN = ("fvu", "l0", "ce_increase", "ce_recovered")
-NUMBERS = {name: (RECONSTRUCTION | COST)[name] for name in SHOWN}
+NUMBERS = (  # of the reconstruction, of the splice
+    {name: RECONSTRUCTION[name] for name in ("fvu", "l0")},
+    {name: COST[name] for name in ("ce_increase", "ce_recovered")},
+)
 PATIENCE = 50  # tokens read for one of a long document, before the text counts as one of short ones
 
 
@@ -103,25 +105,24 @@ def by_position(
     Raises:
         ValueError: a length the model cannot read or the text does not have, and as `evaluate`.
     """
-    if not 8 <= length <= lm.context or width < 1:
-        raise ValueError(f"length={length}, width={width}: {lm.name} reads 8 to {lm.context} tokens; a bin holds one.")
+    if not 8 <= length <= lm.context or width < 2:
+        raise ValueError(f"length={length}, width={width}: {lm.name} reads 8 to {lm.context} tokens; a bin holds two.")
     site, (text, options) = fitting(sae, lm, site), own_text(sae, text, options)
     trained = trained or sae.origin.get("context")
-    options = options | {"context": min(lm.context, max(512, length + 1))}
-    edges = sorted({*range(0, length, width), length, *([trained] if trained and trained < length else [])})
-    bins = tuple(pairwise(edges))
-    sums, seen = [DocSums() for _ in bins], 0
-    rebuild, numbers = Rebuilding(sae), Numbers()
-    for rows in long_rows(held_out(lm, text, split, seed, **options), tokens, length, lm.at_once):
+    cut = [trained] if trained and 2 <= trained < length - 1 else []
+    bins = tuple(pairwise(sorted({*range(0, length - 1, width), *cut, length})))
+    blocks = held_out(lm, text, split, seed, **options | {"context": min(lm.context, max(512, length + 1))})
+    sums, rebuild, numbers, seen = [[DocSums() for _ in bins] for _ in NUMBERS], Rebuilding(sae), Numbers(), 0
+    for rows in long_rows(blocks, tokens, length, lm.at_once):
         seen += int(rows.keep.sum())
-        for places, columns in _measured(sae, lm, site, rows, rebuild):
+        for of_bins, (places, columns) in zip(sums, _measured(sae, lm, site, rows, rebuild)):
             doc, position = numbers(rows.doc[places]), places.nonzero()[:, 1].numpy()
-            for (start, stop), of in zip(bins, sums):
+            for (start, stop), of in zip(bins, of_bins):
                 here = (position >= start) & (position < stop)
                 of.add(doc[here], **{name: column[here] for name, column in columns.items()})
-    about = {"site": str(site), "split": split, "length": length, "tokens": seen, "documents": sums[0].docs}
-    found = {name: tuple(of.estimate(f) for of in sums) for name, f in NUMBERS.items()}
-    return Positions(bins, found, trained, _beyond(bins, sums, trained), about | {"model": lm.name, "seed": seed})
+    found = {n: tuple(of.estimate(f) for of in parts) for parts, fs in zip(sums, NUMBERS) for n, f in fs.items()}
+    about = {"site": str(site), "split": split, "length": length, "tokens": seen, "documents": sums[0][-1].docs}
+    return Positions(bins, found, trained, _beyond(bins, sums, cut), about | {"model": lm.name, "seed": seed})
 
 
 def long_rows(blocks: Blocks, tokens: int, length: int, size: int) -> Iterator[Long]:
@@ -158,12 +159,14 @@ def _measured(sae: SAE, lm: LM, site: Site, rows: Long, rebuild: Rebuilding):
     x, y = (read[s][rows.keep.to(read[s].device)].to(device).float() for s in (site, site.target))
     yield rows.keep, rebuild(x, y)[1]
     counts, columns = costs(lm, rows.ids, mask, rows.keep, substitutes({site: sae}, rows.keep))
-    yield torch.from_numpy(counts), columns | {"places": columns.pop("n")}
+    yield torch.from_numpy(counts), columns
 
 
-def _beyond(bins: tuple, sums: list[DocSums], trained: int | None) -> dict[str, Estimate]:
-    if trained is None or not 0 < trained < bins[-1][1]:
-        return {}
-    within = DocSums.joined([of for (_, stop), of in zip(bins, sums) if stop <= trained])
-    behind = DocSums.joined([of for (start, _), of in zip(bins, sums) if start >= trained])
-    return {name: within.change(behind, f) for name, f in NUMBERS.items()}
+def _beyond(bins: tuple, sums: list[list[DocSums]], cut: list[int]) -> dict[str, Estimate]:
+    """By how much each number is larger behind the cut than before it."""
+    found = {}
+    for parts, numbers in zip(sums, NUMBERS) if cut else ():
+        before = DocSums.joined([of for (_, stop), of in zip(bins, parts) if stop <= cut[0]])
+        behind = DocSums.joined([of for (start, _), of in zip(bins, parts) if start >= cut[0]])
+        found |= {name: before.change(behind, f) for name, f in numbers.items()}
+    return found
