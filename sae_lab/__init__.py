@@ -19,6 +19,7 @@ _ROOM = {
     "by_position": "evaluation",
     "transfer": "evaluation",
     "recover": "concepts",
+    "agree": "meaning",
     "contexts": "windows",
     "steer": "steering",
     "launch": "launcher",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import stdtrit
+from scipy.stats import rankdata
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ def interval(values: Float[np.ndarray, " draws"]) -> Estimate:
     """From a statistic on each row of `draws`: its value, and the middle 95% of its resamplings."""
     low, high = np.nanquantile(values[1:], [0.025, 0.975])
     return Estimate(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
+
+
+def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], n: int = 1000) -> Estimate:
+    """Spearman's, with its interval by bootstrap over the pairs; NaN where either does not vary."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    drawn = np.random.default_rng(0).integers(len(x), size=(n, len(x)))
+    drawn = np.vstack([np.arange(len(x)), drawn])
+    a, b = (r - r.mean(1, keepdims=True) for r in (rankdata(v[drawn], axis=1) for v in (x, y)))
+    with np.errstate(invalid="ignore"):
+        return interval((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))
 
 
 class DocSums:
