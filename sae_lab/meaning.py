@@ -178,4 +178,4 @@ def _others(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> Estimate:
-    return interval(draws(len(values), 1000) @ values / len(values))
+    return interval(draws(len(values), 1000) @ values / len(values)) if len(values) > 1 else Estimate.mean(values)

@@ -247,6 +247,9 @@ def test_marks_of_the_chat_format_are_left_out_and_words_are_not(lm):
     with torch.no_grad():
         fvu = metrics.fvu(sae(x), x)
     assert found.numbers["sibling, chat format"]["fvu"].value == pytest.approx(fvu, rel=1e-4)
+    assert found.numbers["sibling, chat format"]["length"].value == pytest.approx(
+        x.square().sum(1).mean().sqrt().item()
+    )
     assert found.about["tokens"]["sibling, chat format"] == len(x)
 
 

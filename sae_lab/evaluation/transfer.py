@@ -23,7 +23,8 @@ from .numbers import COST, MEANS, RECONSTRUCTION, Rebuilding, costs, fitting, su
 
 Dialogue = list[dict[str, str]]  # {"role": ..., "content": ...}, as chat templates take them
 BASE, SIBLING, CHAT = "base", "sibling", "sibling, chat format"
-KINDS = (RECONSTRUCTION, COST)
+LENGTH = {"length": lambda s: np.sqrt(s["square"] / s["n"])}  # of activations: fine-tuning may rescale them
+KINDS = (LENGTH | RECONSTRUCTION, COST)
 
 
 @dataclass(frozen=True)
