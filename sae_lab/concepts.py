@@ -112,8 +112,8 @@ def recover(
     chance = build("random", d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, k=min(k, 512), seed=seed).to(sae.W_dec.device)
     chance.prepare(first, first)
     units: dict[str, Callable[[Page], Firings]] = {
-        "latents": lambda page: _of_latents(sae, page.acts[site]),
-        "random": lambda page: _of_latents(chance, page.acts[site]),
+        "latents": lambda page: latent_firings(sae, page.acts[site]),
+        "random": lambda page: latent_firings(chance, page.acts[site]),
         "neurons": lambda page: _of_neurons(page.acts[hidden], page.acts[site]),
     }
     concepts = world.concepts()
@@ -144,17 +144,11 @@ def _collect(
     found, labels, docs, seen, above = {name: [] for name in units}, [], [], 0, lineages(names)
     for page in walk(lm, blocks, sites, tokens, sae):
         for name, fire in units.items():
-            found[name].append((seen, fire(page)))
+            found[name].append(fire(page))
         labels.append(page_labels(page, world.Concepts(names)) @ above)
         docs.append(page.doc)
         seen += len(page.doc)
-    return {name: _joined(parts, seen) for name, parts in found.items()}, sparse.vstack(labels), np.concatenate(docs)
-
-
-def _joined(parts: list[tuple[int, Firings]], tokens: int) -> Firings:
-    unit = np.concatenate([f.unit for _, f in parts])
-    token = np.concatenate([f.token + start for start, f in parts])
-    return Firings(unit, token, np.concatenate([f.value for _, f in parts]), parts[0][1].units, tokens)
+    return {name: Firings.joined(parts) for name, parts in found.items()}, sparse.vstack(labels), np.concatenate(docs)
 
 
 def lineages(names: tuple[str, ...]) -> sparse.csr_array:
@@ -184,7 +178,8 @@ def page_labels(page: Page, concepts: world.Concepts) -> sparse.csr_array:
 
 
 @torch.no_grad()
-def _of_latents(sae: SAE, x: Tensor) -> Firings:
+def latent_firings(sae: SAE, x: Tensor) -> Firings:
+    """The positive activations of an SAE's latents, a row a token."""
     z = sae.encode(x)
     on = z.value > 0
     latent, token = z.support.latent[on].int().cpu().numpy(), z.support.token[on].int().cpu().numpy()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import stdtrit
+from scipy.stats import rankdata
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,17 @@ def interval(values: Float[np.ndarray, " draws"]) -> Estimate:
     return Estimate(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
 
 
+def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], n: int = 1000) -> Estimate:
+    """Spearman's, with its interval by bootstrap over the pairs; NaN where either does not vary."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    drawn = np.random.default_rng(0).integers(len(x), size=(n, len(x)))
+    drawn = np.vstack([np.arange(len(x)), drawn])
+    a, b = (r - r.mean(1, keepdims=True) for r in (rankdata(v[drawn], axis=1) for v in (x, y)))
+    with np.errstate(invalid="ignore"):
+        return interval((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))
+
+
 class DocSums:
     """Sums of named columns per document, in float64, added to as text streams by."""
 
@@ -81,5 +93,24 @@ class DocSums:
 
     def estimate(self, statistic: Callable[[dict[str, np.ndarray]], np.ndarray], n: int = 1000) -> Estimate:
         """A statistic of the column sums (arrays with one row per draw) and its interval."""
-        weights = draws(self.docs, n)
-        return interval(statistic({name: weights @ total for name, total in self.sums.items()}))
+        return interval(self._drawn(statistic, n, self.docs))
+
+    def change(
+        self, after: "DocSums", statistic: Callable[[dict[str, np.ndarray]], np.ndarray], n: int = 1000
+    ) -> Estimate:
+        """How much larger a statistic is in the sums of the same documents, read or measured otherwise."""
+        docs = max(self.docs, after.docs)
+        return interval(after._drawn(statistic, n, docs) - self._drawn(statistic, n, docs))
+
+    def _drawn(self, statistic: Callable, n: int, docs: int) -> np.ndarray:
+        weights = draws(docs, n)
+        return statistic({name: weights[:, : len(total)] @ total for name, total in self.sums.items()})
+
+    @classmethod
+    def joined(cls, parts: "Sequence[DocSums]") -> "DocSums":
+        """The sums of several parts of the same documents."""
+        whole = cls()
+        for sums in parts:
+            for name, total in sums.sums.items():
+                whole.add(np.arange(len(total)), **{name: total})
+        return whole

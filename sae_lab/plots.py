@@ -179,3 +179,35 @@ def ratios(names: Sequence[str], values: Sequence[float], title: str) -> go.Figu
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text=title)
     return style(figure, 80 + 24 * len(names))
+
+
+def numbers(
+    table: pd.DataFrame, x: str, titles: dict[str, str], edge: float | None = None, by: str | None = None
+) -> go.Figure:
+    """One panel per number of a long table (number, value, low, high) over x, with intervals; a colour per `by`.
+
+    Marks are joined where x is a scale, and a line stands at `edge`.
+    """
+    shown, scale = list(dict.fromkeys(table["number"])), pd.api.types.is_numeric_dtype(table[x])
+    figure = make_subplots(1, len(shown), subplot_titles=shown, horizontal_spacing=0.32 / (1 + len(shown)))
+    for column, name in enumerate(shown, 1):
+        rows = table[table["number"] == name]
+        for i, (series, part) in enumerate(rows.groupby(by, sort=False) if by else [(name, rows)]):
+            reach = {"array": part["high"] - part["value"], "arrayminus": part["value"] - part["low"], "thickness": 1.2}
+            figure.add_scatter(
+                x=part[x],
+                y=part["value"],
+                error_y=reach,
+                mode="lines+markers" if scale else "markers",
+                name=str(series),
+                legendgroup=str(series),
+                showlegend=by is not None and column == 1,
+                line={"color": COLOURS[i]},
+                hovertemplate=f"{titles.get(name, name)}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+                row=1,
+                col=column,
+            )
+        if edge is not None:
+            figure.add_vline(edge, line={"dash": "dot", "color": "#888"}, row=1, col=column)
+    figure.update_xaxes(title_text=titles.get(x, x))
+    return style(figure, 300)

@@ -4,6 +4,7 @@ For every concept one unit AND its threshold are chosen by F1 on one split and s
 latents, random dictionaries and single neurons, so that their numbers can be compared.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,19 @@ class Firings:
         unit, token = picked.nonzero().int().T.numpy()
         return cls(unit, token, by_unit[picked].numpy(), *by_unit.shape)
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Firings]") -> "Firings":
+        """Those of one text after another."""
+        first = np.cumsum([0, *(f.tokens for f in parts)])
+        token = np.concatenate([f.token + start for start, f in zip(first, parts)])
+        unit, value = (np.concatenate([getattr(f, name) for f in parts]) for name in ("unit", "value"))
+        return cls(unit, token, value, parts[0].units, int(first[-1]))
+
+    @property
+    def matrix(self) -> sparse.csc_array:
+        """[tokens, units], with the values."""
+        return sparse.csc_array((self.value, (self.token, self.unit)), shape=(self.tokens, self.units))
+
     def only(self, units: Int[np.ndarray, " some"]) -> "Firings":
         """The same firings of a few units, renumbered in the order given."""
         place = np.full(self.units, -1)
@@ -54,8 +68,8 @@ class Choice:
     f1: Float[np.ndarray, " concepts"]
 
 
-def choose(firings: Firings, labels: sparse.csr_array) -> Choice:
-    """Best unit and threshold by F1, every unit and every threshold tried.
+def best_f1(firings: Firings, labels: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """(F1, threshold) of each unit's best threshold for each concept, both [units, concepts].
 
     Args:
         labels: [tokens, concepts], true where the token carries the concept.
@@ -64,9 +78,13 @@ def choose(firings: Firings, labels: sparse.csr_array) -> Choice:
     order = np.argsort(firings.unit.astype(narrow), kind="stable")
     first = np.concatenate([[0], np.bincount(firings.unit, minlength=firings.units).cumsum()])
     positives = np.asarray(labels.astype(np.int64).sum(0)).ravel()
-    token, value = firings.token[order], firings.value[order]
-    reached, threshold = best_cuts(first, token, value, labels.indptr, labels.indices, positives)
-    unit, concept = reached.argmax(0), np.arange(len(positives))
+    return best_cuts(first, firings.token[order], firings.value[order], labels.indptr, labels.indices, positives)
+
+
+def choose(firings: Firings, labels: sparse.csr_array) -> Choice:
+    """Best unit and threshold by F1 for each concept, every unit and every threshold tried."""
+    reached, threshold = best_f1(firings, labels)
+    unit, concept = reached.argmax(0), np.arange(labels.shape[1])
     return Choice(unit, threshold[unit, concept], reached[unit, concept])
 
 
@@ -119,7 +137,7 @@ def score(
     """
     docs = int(doc.max()) + 1
     hit, fired = np.zeros((docs, len(concepts))), np.zeros((docs, len(concepts)))
-    by_unit = sparse.csc_array((firings.value, (firings.token, firings.unit)), shape=(firings.tokens, firings.units))
+    by_unit = firings.matrix
     by_concept = labels.tocsc()
     for c, (unit, threshold) in enumerate(zip(choice.unit, choice.threshold)):
         span = slice(by_unit.indptr[unit], by_unit.indptr[unit + 1])

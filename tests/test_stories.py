@@ -73,3 +73,17 @@ def test_steering_a_real_model_changes_what_it_writes(sae, lm):
     ids, _ = lm.encode(prompt)
     pushed = lm.splice(ids, "L3R", lambda x: x + 8 * typical * sae.W_dec[latent])
     assert torch.all(pushed.kl[pushed.counts] > 0)
+
+
+def test_faithfulness_goes_on_past_the_middle_of_a_story_and_a_base_model_has_no_chat(sae, lm):
+    found = sl.by_position(sae, lm, length=200, width=50, trained=100, tokens=6_000)
+    assert all(e.value < 0.25 for e in found.numbers["fvu"])
+    assert abs(found.beyond["fvu"].value) < 0.1
+    with pytest.raises(ValueError, match="has no chat format"):
+        sl.transfer(sae, lm, lm, site="L3R")
+
+
+def test_an_sae_agrees_with_itself_on_what_the_world_calls_things(sae, lm):
+    """The model never read the world; its latents still fire there, and a matched copy on the same tokens."""
+    found = sl.agree(sae, sae, lm, tokens=6_000)
+    assert found.pairs.jaccard.min() == found.pairs.concept.sub(found.pairs.concept_ceiling).abs().add(1).max() == 1

@@ -11,7 +11,8 @@ VERBS = {
     "quickstart": "train an SAE on the embedded Llama, measure it, steer with it, write report.html",
     "train": "train one SAE: sae-lab train VARIANT [options]",
     "sweep": "train variants x k x d_sae x seeds on one stream and compare them at equal L0",
-    "evaluate": "measure a trained SAE on held-out text: sae-lab evaluate RUN",
+    "evaluate": "measure a trained SAE on held-out text, several at once, by position, on a chat model: evaluate RUN",
+    "agree": "whether matched latents of two seeds mean the same: sae-lab agree RUN RUN",
     "doctor": "what went wrong in a run, by its record, and what to do about it: sae-lab doctor RUN",
     "cite": "BibTeX of what a run used: sae-lab cite RUN",
     "runs": "list the runs of a folder",
@@ -22,7 +23,7 @@ VERBS = {
     "resume": "let a paused run go on, or start a stopped or killed one again from its last checkpoint",
     "stop": "checkpoint a run and end its process",
 }
-STUDIES = ("evaluate", "doctor")  # verbs of `studies`; the others are in `commands`
+STUDIES = ("evaluate", "agree", "doctor")  # verbs of `studies`; the others are in `commands`
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )

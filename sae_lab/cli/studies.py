@@ -5,9 +5,10 @@ from dataclasses import field
 import tyro
 
 from ..diagnosis import doctor
-from ..evaluation import evaluate
+from ..evaluation import by_position, evaluate, evaluate_together, transfer
 from ..knobs import knob
 from ..library import load_sae
+from ..meaning import agree
 from ..models import load_model
 from ..runs import Run
 from . import say
@@ -15,17 +16,49 @@ from .commands import options, parsed
 
 
 def run_evaluate(argv: list[str], as_json: bool) -> None:
-    """`evaluate RUN`: the numbers of a trained SAE on held-out text."""
+    """`evaluate RUN [RUN ...]`: the numbers of a trained SAE on held-out text, or of several in one splice."""
     more = {
-        "run": (tyro.conf.Positional[str], field()),
+        "run": (tyro.conf.Positional[tuple[str, ...]], field()),
         "model": (str | None, knob(None, help="the model; None: the one it was trained on")),
-        "tokens": (int, knob(200_000, 1, 10**10, "held-out tokens")),
+        "tokens": (int | None, knob(None, 1, 10**10, "held-out tokens; None: what suits the measurement")),
         "split": (str, knob("test", choices=("train", "validation", "test"), help="of the text")),
+        "by": (str, knob("all", choices=("all", "position"), help="one number for all, or by position in a document")),
+        "length": (int, knob(400, 8, 2**20, "by position: tokens a document has at least, and is cut to")),
+        "chat": (bool, knob(False, help="on dialogues: its own model, then --model without and with its chat format")),
     }
-    given = parsed(options("EvaluateOptions", doc="Measure a trained SAE on held-out text.", **more), argv, "evaluate")
-    sae = load_sae(given.run)
-    lm = load_model(given.model or sae.origin.get("model", "tiny"), dtype=sae.origin.get("dtype"))
-    found = evaluate(sae.to(lm.device), lm, tokens=given.tokens, split=given.split)
+    doc = "Measure a trained SAE on held-out text; several SAEs are spliced in at once."
+    given = parsed(options("EvaluateOptions", doc=doc, **more), argv, "evaluate")
+    if not given.run or sum([len(given.run) > 1, given.chat, given.by != "all"]) > 1:
+        raise ValueError("Give one RUN, alone or with --by position or --chat; or several, to splice in at once.")
+    saes = [load_sae(run) for run in given.run]
+    own, dtype = saes[0].origin.get("model", "tiny"), saes[0].origin.get("dtype")
+    if given.chat and not given.model:
+        raise ValueError(f"--chat needs the chat model that was made of {own}: --model tiny-chat, for example.")
+    lm, how = load_model(given.model or own, dtype=dtype), {"split": given.split}
+    how |= {} if given.tokens is None else {"tokens": given.tokens}
+    sae, *others = (sae.to(lm.device) for sae in saes)
+    if others:
+        found = evaluate_together([sae, *others], lm, **how)
+    elif given.chat:
+        found = transfer(sae, load_model(own, dtype=dtype), lm, **how)
+    elif given.by == "position":
+        found = by_position(sae, lm, length=given.length, **how)
+    else:
+        found = evaluate(sae, lm, **how)
+    say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")
+
+
+def run_agree(argv: list[str], as_json: bool) -> None:
+    """`agree RUN RUN`: whether matched latents of two seeds mean the same."""
+    more = {
+        "run": (tyro.conf.Positional[tuple[str, str]], field()),
+        "tokens": (int, knob(100_000, 1, 10**10, "tokens of the labelled world, of each of two splits")),
+    }
+    doc = "Match the latents of two SAEs; what the pairs agree on, by cosine."
+    given = parsed(options("AgreeOptions", doc=doc, **more), argv, "agree")
+    a, b = map(load_sae, given.run)
+    lm = load_model(a.origin.get("model", "tiny"), dtype=a.origin.get("dtype"))
+    found = agree(a.to(lm.device), b.to(lm.device), lm, tokens=given.tokens)
     say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")
 
 

@@ -1,9 +1,8 @@
-"""What an SAE keeps of the model, measured on held-out text: reconstruction, sparsity, and the cost of splicing it in.
+"""One SAE on held-out text: reconstruction, sparsity, and the cost of splicing it in.
 
-Special tokens are left out of every number. Sums are float64; each number has a 95% bootstrap interval over documents.
+Each number has a 95% bootstrap interval over documents.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,16 +10,16 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
-from . import plots
-from .intervals import DocSums, Estimate
-from .models import LM
-from .reading import Numbers, held_out, home, own_text, pages, walk
-from .saes import SAE
-from .shapes import Direction
-from .sites import Site
-from .tokens import Blocks
+from .. import plots
+from ..intervals import DocSums, Estimate
+from ..models import LM
+from ..reading import Numbers, held_out, own_text, pages, walk
+from ..saes import SAE
+from ..shapes import Direction
+from ..sites import Site
+from ..tokens import Blocks
+from .numbers import COST, COST_MEAN, MEANS, RECONSTRUCTION, Rebuilding, costs, fitting, substitutes
 
 DENSE = 0.1  # a latent that fires on more than this share of tokens counts as dense
 
@@ -38,6 +37,8 @@ class Evaluation:
     fvu: Estimate
     l0: Estimate
     cosine: Estimate
+    bias: Estimate
+    ev_llama_scope: Estimate
     ce_clean: Estimate
     ce_spliced: Estimate
     ce_zero: Estimate
@@ -46,6 +47,7 @@ class Evaluation:
     ce_recovered: Estimate
     ce_recovered_mean: Estimate
     kl: Estimate
+    kl_score: Estimate
     dead: Estimate
     dense: Estimate
     density: Float[np.ndarray, " d_sae"]
@@ -77,23 +79,6 @@ class Evaluation:
         )
 
 
-MEANS = {
-    "fvu": "fraction of variance unexplained",
-    "l0": "latents active per token",
-    "cosine": "cosine of reconstruction and activation",
-    "ce_clean": "cross-entropy of the model, nats per token",
-    "ce_spliced": "with the SAE spliced in",
-    "ce_zero": "with zeros in its place",
-    "ce_mean": "with the mean activation in its place",
-    "ce_increase": "cost of splicing, nats per token",
-    "ce_recovered": "1 = free, 0 = as bad as zeros",
-    "ce_recovered_mean": "1 = free, 0 = as bad as the mean",
-    "kl": "KL(clean || spliced), nats per token",
-    "dead": "share of latents that never fired here",
-    "dense": "share of latents on more than 10% of tokens",
-}
-
-
 def evaluate(
     sae: SAE,
     lm: LM,
@@ -118,10 +103,7 @@ def evaluate(
     Raises:
         ValueError: if the SAE does not know its site and none is given, or does not fit it.
     """
-    site = home(sae, site)
-    text, options = own_text(sae, text, options)
-    if lm.d_in(site) != sae.cfg.d_in:
-        raise ValueError(f"The SAE reads d_in={sae.cfg.d_in}, but {lm.name} has {lm.d_in(site)} at {site}. Give site=.")
+    site, (text, options) = fitting(sae, lm, site), own_text(sae, text, options)
     blocks = held_out(lm, text, split, seed, **options)
     sums, fired, counts = _reconstruct(sae, lm, site, blocks, tokens)
     n = sums.sums["n"].sum()
@@ -133,7 +115,7 @@ def evaluate(
     about |= {"spliced_tokens": int(cost.sums["n"].sum()), "seed": seed}
     return Evaluation(
         **{name: sums.estimate(f) for name, f in RECONSTRUCTION.items()},
-        **{name: cost.estimate(f) for name, f in COST.items()},
+        **{name: cost.estimate(f) for name, f in (COST | COST_MEAN).items()},
         dead=_dead(fired, sums.docs, sae.cfg.d_sae),
         dense=Estimate(dense, dense, dense),
         density=density,
@@ -141,75 +123,29 @@ def evaluate(
     )
 
 
-RECONSTRUCTION: dict[str, Callable] = {
-    "fvu": lambda s: s["error"] / (s["square"] - np.square(s["y"]).sum(-1) / s["n"]),
-    "l0": lambda s: s["l0"] / s["n"],
-    "cosine": lambda s: s["cosine"] / s["n"],
-}
-COST: dict[str, Callable] = {
-    "ce_clean": lambda s: s["clean"] / s["n"],
-    "ce_spliced": lambda s: s["spliced"] / s["n"],
-    "ce_zero": lambda s: s["zero"] / s["n"],
-    "ce_mean": lambda s: s["mean"] / s["n"],
-    "ce_increase": lambda s: (s["spliced"] - s["clean"]) / s["n"],
-    "ce_recovered": lambda s: (s["zero"] - s["spliced"]) / (s["zero"] - s["clean"]),
-    "ce_recovered_mean": lambda s: (s["mean"] - s["spliced"]) / (s["mean"] - s["clean"]),
-    "kl": lambda s: s["kl"] / s["n"],
-}
-
-
 @torch.no_grad()
 def _reconstruct(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int):
-    sums, counts, fired = DocSums(), np.zeros(sae.cfg.d_sae), []
+    sums, rebuild, counts, fired = DocSums(), Rebuilding(sae), np.zeros(sae.cfg.d_sae), []
     for page in walk(lm, blocks, [site, site.target], tokens, sae):
-        doc, acts = page.doc, page.acts
-        x, y = acts[site], acts[site.target]
-        z = sae.encode(x)
-        x_hat = sae.reconstruct(z, x)
-        on = (z.value > 0) | (z.value < 0)
+        z, columns = rebuild(page.acts[site], page.acts[site.target])
+        on = z.value != 0
         latent, token = z.support.latent[on].long().cpu().numpy(), z.support.token[on].cpu().numpy()
         counts += np.bincount(latent, minlength=len(counts))
-        docs, here = np.unique(doc, return_inverse=True)
+        docs, here = np.unique(page.doc, return_inverse=True)
         awake = np.zeros((len(docs), len(counts)), bool)
         awake[here[token], latent] = True
         row, woken = awake.nonzero()
         fired.append(np.stack([docs[row], woken]))
-        sums.add(
-            doc,
-            n=np.ones(len(doc)),
-            error=_numpy((x_hat - y).square().sum(-1)),
-            square=_numpy(y.square().sum(-1)),
-            y=_numpy(y),
-            l0=np.bincount(token, minlength=len(doc)),
-            cosine=_numpy(torch.cosine_similarity(x_hat, y, dim=-1)),
-        )
+        sums.add(page.doc, **columns)
     return sums, np.concatenate(fired, axis=1), counts
 
 
 def _splice(sae: SAE, lm: LM, site: Site, blocks: Blocks, tokens: int, mean: Direction) -> DocSums:
     """Cross-entropy with the SAE, zeros or the mean in place of every token that is not special."""
-
-    def rebuilt(x: Tensor) -> Tensor:
-        """By the SAE at the kept places alone: a BOS can be a hundred times louder than what SAEs are made for."""
-        out = x.new_zeros(*x.shape[:-1], len(mean))
-        out[keep.to(x.device)] = sae(x[keep.to(x.device)].to(sae.W_dec)).to(x)
-        return out
-
-    edits = {
-        "spliced": rebuilt,
-        "zero": lambda x: x.new_zeros(*x.shape[:-1], len(mean)),
-        "mean": lambda x: mean.to(x).expand(*x.shape[:-1], len(mean)),
-    }
     sums, numbers = DocSums(), Numbers()
     for block, keep in pages(blocks, tokens, lm.at_once):
-        clean, columns = lm.logits(block.ids, mask=block.mask), {}
-        for name, edit in edits.items():  # one after the other: logits of a wide vocabulary are large
-            out = lm.splice(block.ids, {site: edit}, mask=block.mask, where=keep, clean=clean)
-            columns[name] = _numpy(out.ce[out.counts])
-            if name == "spliced":
-                columns |= {"clean": _numpy(out.ce_clean[out.counts]), "kl": _numpy(out.kl[out.counts])}
-        doc = numbers(block.doc[out.counts.cpu()])
-        sums.add(doc, n=np.ones(len(doc)), **columns)
+        counts, columns = costs(lm, block.ids, block.mask, keep, substitutes({site: sae}, keep, {site: mean}))
+        sums.add(numbers(block.doc[counts]), **columns)
     return sums
 
 
@@ -228,7 +164,3 @@ def _dead(fired: np.ndarray, docs: int, d_sae: int, n: int = 200) -> Estimate:
         drawn[rng.integers(docs, size=docs)] = True
         shares.append(asleep(drawn))
     return Estimate(value, value, float(max(value, np.quantile(shares, 0.975))))
-
-
-def _numpy(t: Tensor) -> np.ndarray:
-    return t.detach().cpu().double().numpy()
