@@ -17,6 +17,8 @@ _ROOM = {
     "evaluate": "evaluation",
     "recover": "concepts",
     "contexts": "windows",
+    "split": "splitting",
+    "map_latents": "geometry",
     "steer": "steering",
     "launch": "launcher",
     "sweep": "sweeps",

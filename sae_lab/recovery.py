@@ -129,3 +129,14 @@ def score(
         hit[:, c] = np.bincount(doc[np.intersect1d(on, there)], minlength=docs)
     of_doc = sparse.csr_array((np.ones(len(doc)), (doc, np.arange(len(doc)))), shape=(docs, len(doc)))
     return Recovery(concepts, choice, hit, fired, (of_doc @ labels.astype(np.float64)).toarray())
+
+
+def likest(
+    hits: Float[np.ndarray, "units concepts"],
+    fired: Float[np.ndarray, " units"],
+    positives: Float[np.ndarray, " concepts"],
+) -> tuple[Int[np.ndarray, " units"], Float[np.ndarray, " units"]]:
+    """Each unit's best concept by the F1 of its firing at all, and that F1: no threshold is chosen."""
+    reached = f1(hits, fired[:, None], positives)
+    best = reached.argmax(1)
+    return best, reached[np.arange(len(best)), best]
