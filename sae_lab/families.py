@@ -12,12 +12,14 @@ text itself), so that memory depends on the number of latents alone.
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 
-from .directions import Neighbours
+from .directions import Dictionary, Neighbours, unit
 from .sparse import Latents
 
 PARENTS, CHILDREN = ("split", "match", "mixed", "lost"), ("split", "shared", "related", "new")
@@ -32,6 +34,7 @@ class Rule:
     Attributes:
         cosine: how near a child's decoder row is at least.
         inside: the share of a child's firings on which its parent fires, at least.
+        lift: how many times the share of all tokens on which the parent fires that share is, at least.
         cover: the share of a parent's firings on which some child fires, at least, for a split.
         overlap: the share of the rarer sibling's firings on which the other fires, mean over pairs, at most.
         alone: the share of what all children cover that one of them covers, at most, for a split.
@@ -40,6 +43,7 @@ class Rule:
 
     cosine: float
     inside: float = 0.5
+    lift: float = 3.0
     cover: float = 0.5
     overlap: float = 0.5
     alone: float = 0.9
@@ -59,22 +63,59 @@ def together(a: sparse.csc_array, b: sparse.csc_array, of: Int[np.ndarray, " pai
     return a[:, of].multiply(b[:, to])
 
 
-def adopted(near: Neighbours, common: Float[np.ndarray, "rows k"], times: Float[np.ndarray, " rows"], rule: Rule):
-    """The parent of each child, or -1: of its neighbours that are near enough and fire where it does, the nearest.
+class Meeting:
+    """Which latents of two dictionaries could be parent and child, and how often those fire together.
 
-    Args:
-        common: tokens on which it and each of its neighbours fire; `times`: on which it fires at all.
+    Each child's candidates are its `near` ones where these are given. Without, its firing finds them, at the price of a
+    number for every two latents that ever fire together: in the levels of one dictionary a child's row is what its
+    parent's lacks, and not like it.
     """
-    fits = (near.cosine >= rule.cosine) & (common >= rule.inside * times[:, None]) & (times[:, None] >= rule.least)
-    return np.where(fits.any(1), near.index[np.arange(len(fits)), fits.argmax(1)], -1)
 
+    def __init__(self, old: Dictionary, new: Dictionary, near: Neighbours | None):
+        self.old, self.new, self.near, self.tokens = old, new, near, 0
+        self.common = 0 if near is None else np.zeros(near.index.shape)
+        self.times = (np.zeros(len(old)), np.zeros(len(new)))
 
-def strays(near: Neighbours) -> Float[np.ndarray, " some"]:
-    """The largest cosine of every row that is not the nearest of all to its nearest: what has no match of its own."""
-    nearest, cosine = near.index[:, 0], near.cosine[:, 0]
-    best = np.full(nearest.max() + 1, -np.inf)
-    np.maximum.at(best, nearest, cosine)
-    return cosine[cosine < best[nearest]]
+    def add(self, old: sparse.csc_array, new: sparse.csc_array) -> None:
+        """Counts on some tokens what fires of the parents' dictionary and of the children's."""
+        self.tokens += old.shape[0]
+        for times, matrix in zip(self.times, (old, new)):
+            times += matrix.sum(0)
+        if self.near is None:
+            self.common = self.common + new.T @ old
+        else:
+            child = np.repeat(np.arange(len(self.common)), self.common.shape[1])
+            self.common += together(new, old, child, self.near.index.ravel()).sum(0).reshape(self.common.shape)
+
+    def settle(self, k: int) -> None:
+        """Without neighbours by direction, takes those by firing: the k of the largest F1."""
+        if self.near is not None:
+            return
+        index, common = np.zeros((len(self.new), k), int), np.zeros((len(self.new), k))
+        table = self.common.tocsr()
+        for child, (first, last) in enumerate(pairwise(table.indptr)):
+            who, both = table.indices[first:last], table.data[first:last]
+            best = np.argsort(-both / (self.times[0][who] + self.times[1][child]), kind="stable")[:k]
+            index[child, : len(best)], common[child, : len(best)] = who[best], both[best]
+        rows, among = unit(self.new), unit(self.old)
+        cosine = torch.stack([(rows * among[torch.from_numpy(column)]).sum(1) for column in index.T], 1)
+        self.near, self.common = Neighbours(index, cosine.cpu().numpy()), common
+
+    def parents(self, rule: Rule) -> Int[np.ndarray, " children"]:
+        """The parent of each child, or -1: of its candidates that are near enough and fire where it does, the first."""
+        times, often = self.times[1][:, None], self.times[0][self.near.index] / max(self.tokens, 1)
+        fits = (self.near.cosine >= rule.cosine) & (times >= rule.least)
+        fits &= self.common >= np.maximum(rule.inside, rule.lift * often) * times
+        return np.where(fits.any(1), self.near.index[np.arange(len(fits)), fits.argmax(1)], -1)
+
+    @property
+    def strays(self) -> Float[np.ndarray, " some"]:
+        """The largest cosine of every living child that is not the nearest of all to its nearest: without a match."""
+        alive = self.times[1] >= Rule.least
+        nearest, cosine = self.near.index[alive, 0], self.near.cosine[alive, 0]
+        best = np.full(len(self.old), -np.inf)
+        np.maximum.at(best, nearest, cosine)
+        return cosine[cosine < best[nearest]]
 
 
 class Tree:
@@ -106,7 +147,7 @@ class Families:
 
     Attributes:
         tree: children with their parents.
-        near: each child's nearest latents of the other.
+        near: each child's candidates, the nearest by direction or, of levels, by firing first.
         alive: which parents and which children fire at all; shares are of these.
     """
 
@@ -114,10 +155,11 @@ class Families:
     near: Neighbours
     alive: tuple[Bool[np.ndarray, " parents"], Bool[np.ndarray, " children"]]
     rule: Rule
+    d_in: int
 
     @property
     def cosine(self) -> Float[np.ndarray, " children"]:
-        """Each child's cosine with its parent; without one, with the nearest latent there is."""
+        """Each child's cosine with its parent; without one, with its first candidate."""
         of = self.near.index == self.tree.parent[:, None]
         return self.near.cosine[np.arange(len(of)), of.argmax(1)]
 

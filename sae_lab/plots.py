@@ -198,7 +198,8 @@ def splitting(flows: pd.DataFrame, curves: pd.DataFrame, limit: float) -> go.Fig
         line = {"shape": "hvh", "dash": "dot" if name.endswith(("(null)", "directions")) else "solid"}
         line |= {"color": COLOURS[i % len(COLOURS)], "width": 1.6}
         figure.add_trace(go.Scatter(x=curves.index, y=curves[name], name=name, mode="lines", line=line), 1, 2)
-    figure.add_vline(x=limit, line_width=1, line_dash="dash", line_color=COLOURS[4], col=2)
+    line = {"x": [limit, limit], "y": [0, curves.to_numpy().max()], "mode": "lines", "name": "least of a child"}
+    figure.add_trace(go.Scatter(**line, line={"dash": "dash", "width": 1, "color": COLOURS[4]}), 1, 2)
     figure.update_xaxes(title_text="largest cosine with a latent of the other", row=1, col=2)
     figure.update_yaxes(title_text="share of latents", rangemode="tozero", row=1, col=2)
     style(figure, 460)
@@ -210,3 +211,32 @@ def treemap(table: pd.DataFrame) -> go.Figure:
     boxes = {"ids": table["id"], "parents": table["within"], "labels": table["label"], "values": table["size"]}
     figure = go.Figure(go.Treemap(**boxes, maxdepth=3, marker={"colorscale": "Blues"}))
     return style(figure, 480).update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8})
+
+
+def scatter(table: pd.DataFrame, by: str, title: str) -> go.Figure:
+    """Points (columns x, y and what a hover says), coloured by a column: numbers by a scale, names by a colour each."""
+    figure, told = go.Figure(), [c for c in ("name", "latent", "concept", "density") if c in table]
+    hover = "<br>".join(f"{c} %{{customdata[{i}]}}" for i, c in enumerate(told)) + "<extra></extra>"
+    numbers = pd.api.types.is_numeric_dtype(table[by])
+    groups = [("", table)] if numbers else list(table.groupby(by, sort=False))
+    for i, (name, rows) in enumerate(sorted(groups, key=lambda group: -len(group[1]))):
+        colour = {"color": rows[by], "colorscale": "Viridis", "showscale": True, "colorbar": {"title": f"log10 {by}"}}
+        plain = "rgba(128,128,128,0.35)" if name == "none" else (*COLOURS, *MORE)[i % 16]
+        look = {"size": 4, "opacity": 0.75} | (colour if numbers else {"color": plain})
+        place = {"x": rows["x"], "y": rows["y"], "customdata": rows[told], "hovertemplate": hover}
+        figure.add_trace(go.Scattergl(**place, mode="markers", marker=look, name=str(name), showlegend=not numbers))
+    figure.update_xaxes(showticklabels=False, title_text=title)
+    figure.update_yaxes(showticklabels=False, scaleanchor="x")
+    return style(figure, 560)
+
+
+def cosines(curves: pd.DataFrame) -> go.Figure:
+    """Shares of latents by the cosine of their nearest, a column a curve; random directions are dotted."""
+    figure = go.Figure()
+    for i, name in enumerate(curves):
+        line = {"shape": "hvh", "color": COLOURS[i % len(COLOURS)], "width": 1.6}
+        line["dash"] = "dot" if "random" in name else "solid"
+        figure.add_trace(go.Scatter(x=curves.index, y=curves[name], name=name, mode="lines", line=line))
+    figure.update_xaxes(title_text="largest cosine")
+    figure.update_yaxes(title_text="share of latents", rangemode="tozero")
+    return style(figure, 380)

@@ -29,7 +29,6 @@ class Link:
 
     old: str
     new: str
-    d_in: int
     families: Families
     concepts: tuple[pd.DataFrame, pd.DataFrame] | tuple[()] = ()
     null: "Link | None" = None
@@ -139,6 +138,11 @@ class Splitting:
         return plots.treemap(_nested(self.links))
 
     @property
+    def starts(self) -> list[str]:
+        """Pairs of one seed: a wide dictionary then begins with the very rows of the narrow one."""
+        return self.about["same start"]
+
+    @property
     def rule(self) -> Rule:
         return self.links[0].families.rule
 
@@ -152,9 +156,12 @@ class Splitting:
     def __repr__(self) -> str:
         rows = []
         for (old, new), t in self.table.groupby(["from", "to"], sort=False):
-            said = [f"{r.kind} {r.share:.1%} (null {r.null:.1%})" for r in t.itertuples() if r.of == "children"]
+            null = (lambda r: f" (null {r.null:.1%})") if self.links[0].null else lambda r: ""
+            said = [f"{r.kind} {r.share:.1%}{null(r)}" for r in t.itertuples() if r.of == "children"]
             rows.append(f"Splitting {old} -> {new}: of {new}'s latents {', '.join(said)}")
-        return "\n".join(rows) + ("" if self.links[0].null else "\nNo null: give null=[two seeds of one width].")
+        rows += [] if self.links[0].null else ["No null: give null=[two seeds of one width]."]
+        rows += [f"{pair} have one seed: they began with the same rows, and match for that." for pair in self.starts]
+        return "\n".join(rows)
 
 
 def _flows(links: Sequence[Link]) -> pd.DataFrame:
@@ -181,7 +188,7 @@ def _curves(links: Sequence[Link]) -> pd.DataFrame:
             best = one.families.near.cosine[one.families.alive[1], 0]
             name = f"{one.new} in {one.old}" + (" (null)" if one is link.null else "")
             curves[name] = np.histogram(best, edges)[0] / len(best)
-        curves["random directions"] = np.diff(chance_below(edges, link.d_in, len(link.families.children)))
+        curves["random directions"] = np.diff(chance_below(edges, link.families.d_in, len(link.families.children)))
     return pd.DataFrame(curves, index=(edges[:-1] + edges[1:]) / 2)
 
 

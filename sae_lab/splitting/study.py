@@ -6,25 +6,24 @@ so every share stands beside the same share between two seeds of one width (the 
 that few latents of the null have with any but their own match, and hardly any random direction has at all.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
-from jaxtyping import Float, Int
 from scipy import sparse
 from torch import Tensor
 
-from ..directions import Neighbours, chance_cosine, nearest
-from ..families import Families, Rule, Tree, adopted, fired, strays, together
+from ..directions import chance_cosine, nearest
+from ..families import Families, Meeting, Rule, Tree, fired
 from ..intervals import Redrawn
 from ..labels import lineages, token_concepts
 from ..models import LM, load_model
 from ..reading import Page, held_out, one_home, own_text, walk
-from ..recovery import likest
+from ..recovery import Naming
 from ..saes import SAE
 from ..sites import Site
 from ..tiny import world
@@ -53,8 +52,15 @@ class Part(NamedTuple):
         return slice(self.first, self.last)
 
     @property
+    def seed(self) -> int:
+        return self.sae.cfg.seed
+
+    @property
     def directions(self) -> Tensor:
         return self.sae.W_dec[self.latents]
+
+    def of(self, firing: Firing) -> sparse.csc_array:
+        return firing[id(self.sae)][:, self.latents]
 
 
 Pair = tuple[Part, Part]
@@ -94,91 +100,84 @@ def split(
         ValueError: for SAEs of one width, of several sites, models or d_in, or nulls that are no pairs.
     """
     saes, null = [saes] if isinstance(saes, SAE) else list(saes), list(null)
-    pairs, nulls = _pairs(saes), _nulls(saes, null)
-    every = list({id(sae): sae for sae in (*saes, *null)}.values())
-    site = one_home(every, site)
-    lm = lm or load_model(every[0].origin.get("model", "tiny"), dtype=every[0].origin.get("dtype"))
-    text, options = own_text(every[0], text, options)
-    names = tuple(c.name for c in world.concepts()) if text == "world" else ()
+    study = Study(_pairs(saes), _nulls(saes, null), [*saes, *null], lm, site, text, tokens, seed, options)
+    study.choose()
+    rule = Rule(study.least() if cosine is None else cosine, inside, cover=cover, overlap=overlap)
+    trees = study.count(rule, Redrawn(redrawn, seed))
+    nulls = {pair: study.link(pair, trees[pair], rule) for pair in study.nulls}
+    links = (study.link(p, trees[p], rule, nulls.get(_closest(p, study.nulls))) for p in study.pairs)
+    return Splitting(tuple(links), study.about | {"rule": asdict(rule)})
 
-    def read(part: str) -> Iterator[tuple[Page, Firing]]:
-        for page in walk(lm, held_out(lm, text, part, seed, **options), [site], tokens, every[0]):
+
+class Study:
+    """Pairs of dictionaries, and what is counted of them while the model reads."""
+
+    def __init__(self, pairs: list[Pair], nulls: list[Pair], saes: list[SAE], lm, site, text, tokens, seed, options):
+        self.pairs, self.nulls, self.tokens, self.seed = pairs, nulls, tokens, seed
+        self.saes = list({id(sae): sae for sae in saes}.values())
+        self.site, first = one_home(self.saes, site), self.saes[0]
+        self.lm = lm or load_model(first.origin.get("model", "tiny"), dtype=first.origin.get("dtype"))
+        self.text, self.options = own_text(first, text, options)
+        self.levels = any(old.sae is new.sae for old, new in pairs)
+        self.meetings = {pair: self._meeting(*pair) for pair in (*pairs, *nulls)}
+        self.naming = Naming()
+        starts = [f"{a.name} and {b.name}" for a, b in self.meetings if a.sae is not b.sae and a.seed == b.seed]
+        named = self.text if isinstance(self.text, str) else "the given texts"
+        self.about = {"site": str(self.site), "model": self.lm.name, "text": named, "seed": seed, "same start": starts}
+
+    def _meeting(self, old: Part, new: Part) -> Meeting:
+        a, b = old.directions, new.directions
+        return Meeting(a, b, None if self.levels else nearest(b, a, min(NEAR, len(a))))
+
+    def read(self, split: str) -> Iterator[tuple[Page, Firing]]:
+        """Pages, with where each SAE's latents fire: one forward pass and one encoding of each."""
+        blocks = held_out(self.lm, self.text, split, self.seed, **self.options)
+        for page in walk(self.lm, blocks, [self.site], self.tokens, self.saes[0]):
             with torch.no_grad():
-                yield page, {id(sae): fired(sae.encode(page.acts[site].to(sae.W_dec.device))) for sae in every}
+                x = page.acts[self.site]
+                yield page, {id(sae): fired(sae.encode(x.to(sae.W_dec.device))) for sae in self.saes}
 
-    meetings = {pair: Meeting(*pair) for pair in (*pairs, *nulls)}
-    concepts = _choose(read("validation"), list(meetings.values()), names)
-    loose = np.concatenate([meetings[pair].strays for pair in nulls] or [[-1.0]])
-    chance = chance_cosine(every[0].cfg.d_in, max(old.last for old, _ in pairs), CHANCE)
-    rule = Rule(max(chance, float(np.quantile(loose, STRAYS))) if cosine is None else cosine, inside, cover, overlap)
-    trees = {pair: Tree(m.parents(rule), len(m.times[0])) for pair, m in meetings.items()}
-    tokens, documents = _count(read("test"), trees, Redrawn(redrawn, seed))
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The world's concepts, where the text has them."""
+        return tuple(c.name for c in world.concepts()) if self.text == "world" else ()
 
-    def link(pair: Pair, null: Link | None = None) -> Link:
-        old, new = pair
-        alive = tuple(times >= rule.least for times in meetings[pair].times)
-        families = Families(trees[pair], meetings[pair].near, alive, rule)
-        known = tuple(concepts[id(p.sae)].iloc[p.latents].reset_index(drop=True) for p in pair) if names else ()
-        return Link(old.name, new.name, every[0].cfg.d_in, families, known, null)
+    def choose(self) -> None:
+        """Who could be whose parent, and what names each latent: on the validation split."""
+        above = lineages(self.names) if self.names else None
+        for page, firing in self.read("validation"):
+            for pair, meeting in self.meetings.items():
+                meeting.add(*(part.of(firing) for part in pair))
+            if self.names:
+                self.naming.add(firing, token_concepts(page.block, page.keep, world.Concepts(self.names)) @ above)
+        for meeting in self.meetings.values():
+            meeting.settle(min(NEAR, len(meeting.old)))
 
-    made = {pair: link(pair) for pair in nulls}
-    links = tuple(link(pair, made.get(_closest(pair, nulls))) for pair in pairs)
-    about = {"site": str(site), "model": lm.name, "text": text if isinstance(text, str) else "the given texts"}
-    about |= {"tokens": tokens, "documents": documents, "seed": seed, "chance cosine": chance, "rule": asdict(rule)}
-    return Splitting(links, about)
+    def least(self) -> float:
+        """The least cosine of a child, by chance and by the null; a level's children need not be like their parents."""
+        if self.levels:
+            return -1.0
+        chance = chance_cosine(self.saes[0].cfg.d_in, max(old.last for old, _ in self.pairs), CHANCE)
+        loose = np.concatenate([self.meetings[pair].strays for pair in self.nulls] or [np.zeros(0)])
+        return max(chance, float(np.quantile(loose, STRAYS))) if len(loose) else chance
 
+    def count(self, rule: Rule, redrawn: Redrawn) -> dict[Pair, Tree]:
+        """What parents and children do on the test split."""
+        trees = {pair: Tree(meeting.parents(rule), len(meeting.old)) for pair, meeting in self.meetings.items()}
+        tokens = documents = 0
+        for page, firing in self.read("test"):
+            weights = redrawn(page.doc)
+            tokens, documents = tokens + len(page.doc), max(documents, int(page.doc.max()) + 1)
+            for pair, tree in trees.items():
+                tree.add(*(part.of(firing) for part in pair), weights)
+        self.about |= {"tokens": tokens, "documents": documents}
+        return trees
 
-class Meeting:
-    """Which latents of two dictionaries could be parent and child, and how often these fire together."""
-
-    def __init__(self, old: Part, new: Part):
-        self.parts = (old, new)
-        self.near = nearest(new.directions, old.directions, min(NEAR, len(old.directions)))
-        self.common = np.zeros(self.near.index.shape)
-        self.times = [np.zeros(len(part.directions)) for part in self.parts]
-
-    def add(self, firing: Firing) -> None:
-        old, new = (firing[id(part.sae)][:, part.latents] for part in self.parts)
-        child = np.repeat(np.arange(len(self.common)), self.common.shape[1])
-        self.common += together(new, old, child, self.near.index.ravel()).sum(0).reshape(self.common.shape)
-        for times, matrix in zip(self.times, (old, new)):
-            times += matrix.sum(0)
-
-    def parents(self, rule: Rule) -> Int[np.ndarray, " children"]:
-        return adopted(self.near, self.common, self.times[1], rule)
-
-    @property
-    def strays(self) -> Float[np.ndarray, " some"]:
-        """Best cosines of living latents of the one that have no match of their own in the other."""
-        alive = self.times[1] >= Rule.least
-        return strays(Neighbours(self.near.index[alive], self.near.cosine[alive]))
-
-
-def _choose(pages: Iterable[tuple[Page, Firing]], meetings: list[Meeting], names: tuple[str, ...]):
-    """Fills the meetings; each SAE's latents with their best concepts, where the text is the world."""
-    hits, times, positives = {}, {}, 0
-    above = lineages(names) if names else None
-    for page, firing in pages:
-        for meeting in meetings:
-            meeting.add(firing)
-        if names:
-            labels = (token_concepts(page.block, page.keep, world.Concepts(names)) @ above).astype(float)
-            positives = positives + labels.sum(0)
-            for key, matrix in firing.items():
-                hits[key] = hits.get(key, 0) + (matrix.T @ labels).toarray()
-                times[key] = times.get(key, 0) + matrix.sum(0)
-    best = {key: likest(hits[key], times[key], positives) for key in hits}
-    return {k: pd.DataFrame({"concept": np.array(names)[i], "f1": f1, "id": i}) for k, (i, f1) in best.items()}
-
-
-def _count(pages: Iterable[tuple[Page, Firing]], trees: dict[Pair, Tree], redrawn: Redrawn) -> tuple[int, int]:
-    """Fills the trees; how many tokens and documents there were."""
-    tokens = documents = 0
-    for page, firing in pages:
-        tokens, documents, weights = tokens + len(page.doc), max(documents, int(page.doc.max()) + 1), redrawn(page.doc)
-        for pair, tree in trees.items():
-            tree.add(*(firing[id(part.sae)][:, part.latents] for part in pair), weights)
-    return tokens, documents
+    def link(self, pair: Pair, tree: Tree, rule: Rule, null: Link | None = None) -> Link:
+        (old, new), meeting = pair, self.meetings[pair]
+        alive = tuple(times >= rule.least for times in meeting.times)
+        best = [self.naming.best(id(p.sae), self.names)[p.latents].reset_index(drop=True) for p in pair if self.names]
+        return Link(old.name, new.name, Families(tree, meeting.near, alive, rule, old.sae.cfg.d_in), tuple(best), null)
 
 
 def _pairs(saes: list[SAE]) -> list[Pair]:
