@@ -24,7 +24,7 @@ from .sparse import Latents
 
 PARENTS, CHILDREN = ("split", "match", "mixed", "lost"), ("split", "shared", "related", "new")
 
-Counts = Float[np.ndarray, "_ draws"]
+Counts = Float[np.ndarray, "_ _"]  # of latents or pairs, a column per resampling
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Rule:
 
     cosine: float
     inside: float = 0.5
-    lift: float = 3.0
+    lift: float = 0.0
     cover: float = 0.5
     overlap: float = 0.5
     alone: float = 0.9

@@ -124,7 +124,7 @@ class LatentMap:
         """One row per dictionary: latents, how many dimensions they span, and their best cosine within and across."""
         rows = []
         for d, name in enumerate(self.names):
-            rows_of = (self.latents["dictionary"] == d).to_numpy()
+            rows_of = np.array(self.latents["dictionary"] == d)
             spanned, curves = dimension(self.directions[rows_of]), self._best(d)
             row = {"dictionary": name, "latents": int(rows_of.sum()), "participation": spanned.participation}
             row |= {"random participation": spanned.chance, "entropy dimension": spanned.entropy}
@@ -133,7 +133,7 @@ class LatentMap:
 
     def _best(self, dictionary: int) -> dict[str, Float[np.ndarray, " _"]]:
         """The largest cosine of each of its latents with another of its own, and with one of every other dictionary."""
-        groups = self.latents.groupby("dictionary").indices
+        groups = {d: rows.copy() for d, rows in self.latents.groupby("dictionary").indices.items()}  # torch writes
         mine = self.directions[groups[dictionary]]
         return {
             self.names[d]: nearest(mine, self.directions[rows], 1, themselves=d == dictionary).cosine[:, 0]
@@ -202,7 +202,7 @@ def map_latents(
 ) -> LatentMap:
     """One map of the decoder directions of several SAEs of a site.
 
-    It returns at once, with PCA; `.wait()` for UMAP, which is read from the cache where these weights were mapped before.
+    It returns at once, with PCA; `.wait()` for UMAP, which is there already where these weights were mapped before.
 
     Args:
         lm: if given, reads `tokens` of held-out text (its validation split), so that latents have a density and, on the

@@ -1,7 +1,7 @@
 """What takes long to compute is kept by what it was computed from, in $SAE_LAB_CACHE or ~/.cache/sae_lab.
 
-A result's folder is named by the sha256 of its tensors and settings; a process of its own makes it, a new interpreter and
-no fork, and writes it in one moment.
+A result's folder is named by the sha256 of its tensors and settings; a process of its own makes it, a new interpreter
+and no fork, and writes it in one moment.
 """
 
 import hashlib

@@ -31,6 +31,7 @@ from .results import Link, Splitting
 
 NEAR = 8  # latents of the narrow dictionary that can be a wide one's parent: its nearest by cosine
 STRAYS = 0.95  # share of the null's latents without a match whose cosine is too small for a child
+LIFT = 3.0  # of a level's children: how much more often than elsewhere their parent fires where they do
 CHANCE = 0.999  # share of random directions whose cosine is
 
 Firing = dict[int, sparse.csc_array]  # by the SAE's id: where its latents fire, [tokens, d_sae]
@@ -102,7 +103,8 @@ def split(
     saes, null = [saes] if isinstance(saes, SAE) else list(saes), list(null)
     study = Study(_pairs(saes), _nulls(saes, null), [*saes, *null], lm, site, text, tokens, seed, options)
     study.choose()
-    rule = Rule(study.least() if cosine is None else cosine, inside, cover=cover, overlap=overlap)
+    lift = LIFT if study.levels else 0.0
+    rule = Rule(study.least() if cosine is None else cosine, inside, lift, cover, overlap)
     trees = study.count(rule, Redrawn(redrawn, seed))
     nulls = {pair: study.link(pair, trees[pair], rule) for pair in study.nulls}
     links = (study.link(p, trees[p], rule, nulls.get(_closest(p, study.nulls))) for p in study.pairs)
