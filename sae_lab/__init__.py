@@ -21,6 +21,8 @@ _ROOM = {
     "recover": "concepts",
     "agree": "meaning",
     "contexts": "windows",
+    "split": "splitting",
+    "map_latents": "geometry",
     "steer": "steering",
     "launch": "launcher",
     "sweep": "sweeps",

@@ -71,6 +71,24 @@ def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], n: 
         return interval((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))
 
 
+class Redrawn:
+    """How often each document is drawn, where nobody knows how many will come: Poisson(1) times in each resampling.
+
+    Like `draws`, with the sample itself first.
+    """
+
+    def __init__(self, n: int, seed: int = 0):
+        self._rng, self._times = np.random.default_rng(seed), np.ones((0, n + 1))
+
+    def __call__(self, doc: Int[np.ndarray, " tokens"]) -> Float[np.ndarray, "tokens draws"]:
+        """One row per token; `doc` counts from 0 in the order in which documents come."""
+        more, n = int(doc.max(initial=-1)) + 1 - len(self._times), self._times.shape[1] - 1
+        if more > 0:
+            times = np.hstack([np.ones((more, 1)), self._rng.poisson(1, (more, n))])
+            self._times = np.vstack([self._times, times])
+        return self._times[doc]
+
+
 class DocSums:
     """Sums of named columns per document, in float64, added to as text streams by."""
 

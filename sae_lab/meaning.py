@@ -15,9 +15,10 @@ import pandas as pd
 from scipy import sparse
 
 from . import plots
-from .concepts import POSITIVES, latent_firings, lineages, page_labels
+from .concepts import POSITIVES, latent_firings
 from .evaluation.numbers import fitting
 from .intervals import Estimate, draws, interval, rank_correlation
+from .labels import lineages, token_concepts
 from .matching import chance_floor, mcc
 from .models import LM
 from .reading import held_out, walk
@@ -128,7 +129,7 @@ def _fired(saes: tuple[SAE, SAE], lm: LM, site: Site, split: str, tokens: int, s
     for page in walk(lm, held_out(lm, "world", split, seed, **options), [site], tokens, saes[0]):
         for sae, parts in zip(saes, found):
             parts.append(latent_firings(sae, page.acts[site].to(sae.W_dec.device)))
-        labels.append(page_labels(page, world.Concepts(names)) @ above)
+        labels.append(token_concepts(page.block, page.keep, world.Concepts(names)) @ above)
     return [Firings.joined(parts) for parts in found], sparse.vstack(labels).tocsr()
 
 

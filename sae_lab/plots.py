@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 COLOURS = ("#0b6e99", "#d9730d", "#4d7c0f", "#ad1a72", "#64748b", "#b8860b")
 MORE = ("#7c5cd6", "#1a9988", "#d1383d", "#8a6446", "#3b7ddd", "#9a8f1f", "#d9669c", "#5a9e62", "#b35c1e", "#7a8aa0")
 MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
+KINDS = {"split": COLOURS[1], "match": COLOURS[0], "shared": COLOURS[0], "new": COLOURS[2], "no parent": COLOURS[2]}
 TERMS = {"fvu": "FVU", "l0": "L0 (latents per token)", "dead": "dead latents", "lr": "learning rate"}
 
 
@@ -211,3 +212,63 @@ def numbers(
             figure.add_vline(edge, line={"dash": "dot", "color": "#888"}, row=1, col=column)
     figure.update_xaxes(title_text=titles.get(x, x))
     return style(figure, 300)
+
+
+def splitting(flows: pd.DataFrame, curves: pd.DataFrame, limit: float) -> go.Figure:
+    """What became of latents (columns from, to, latents), and shares of them by their best cosine (a column a curve).
+
+    Nulls and chance are dotted; `limit` is the cosine from which on a latent can be a child.
+    """
+    figure = make_subplots(1, 2, specs=[[{"type": "domain"}, {"type": "xy"}]], column_widths=[0.55, 0.45])
+    nodes = list(dict.fromkeys([*flows["from"], *flows["to"]]))
+    ends = {side: flows[side].map(nodes.index) for side in ("from", "to")}
+    hues = [next((c for kind, c in KINDS.items() if f": {kind}" in node), COLOURS[4]) for node in nodes]
+    look = {"label": nodes, "pad": 12, "thickness": 12, "color": hues}
+    link = {"source": ends["from"], "target": ends["to"], "value": flows["latents"], "color": "rgba(128,128,128,0.25)"}
+    figure.add_trace(go.Sankey(node=look, link=link), 1, 1)
+    for i, name in enumerate(curves):
+        line = {"shape": "hvh", "dash": "dot" if name.endswith(("(null)", "directions")) else "solid"}
+        line |= {"color": COLOURS[i % len(COLOURS)], "width": 1.6}
+        figure.add_trace(go.Scatter(x=curves.index, y=curves[name], name=name, mode="lines", line=line), 1, 2)
+    line = {"x": [limit, limit], "y": [0, curves.to_numpy().max()], "mode": "lines", "name": "least of a child"}
+    figure.add_trace(go.Scatter(**line, line={"dash": "dash", "width": 1, "color": COLOURS[4]}), 1, 2)
+    figure.update_xaxes(title_text="largest cosine with a latent of the other", row=1, col=2)
+    figure.update_yaxes(title_text="share of latents", rangemode="tozero", row=1, col=2)
+    style(figure, 460)
+    return figure.update_layout(legend={"x": 0.55})
+
+
+def treemap(table: pd.DataFrame) -> go.Figure:
+    """Boxes in boxes: columns id, within (the id of what it lies in), label and size of those that hold no others."""
+    boxes = {"ids": table["id"], "parents": table["within"], "labels": table["label"], "values": table["size"]}
+    figure = go.Figure(go.Treemap(**boxes, maxdepth=3, marker={"colorscale": "Blues"}))
+    return style(figure, 480).update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8})
+
+
+def scatter(table: pd.DataFrame, by: str, title: str) -> go.Figure:
+    """Points (columns x, y and what a hover says), coloured by a column: numbers by a scale, names by a colour each."""
+    figure, told = go.Figure(), [c for c in ("name", "latent", "concept", "density") if c in table]
+    hover = "<br>".join(f"{c} %{{customdata[{i}]}}" for i, c in enumerate(told)) + "<extra></extra>"
+    numbers = pd.api.types.is_numeric_dtype(table[by])
+    groups = [("", table)] if numbers else list(table.groupby(by, sort=False))
+    for i, (name, rows) in enumerate(sorted(groups, key=lambda group: -len(group[1]))):
+        colour = {"color": rows[by], "colorscale": "Viridis", "showscale": True, "colorbar": {"title": f"log10 {by}"}}
+        plain = "rgba(128,128,128,0.35)" if name == "none" else (*COLOURS, *MORE)[i % 16]
+        look = {"size": 4, "opacity": 0.75} | (colour if numbers else {"color": plain})
+        place = {"x": rows["x"], "y": rows["y"], "customdata": rows[told], "hovertemplate": hover}
+        figure.add_trace(go.Scattergl(**place, mode="markers", marker=look, name=str(name), showlegend=not numbers))
+    figure.update_xaxes(showticklabels=False, title_text=title)
+    figure.update_yaxes(showticklabels=False, scaleanchor="x")
+    return style(figure, 560)
+
+
+def cosines(curves: pd.DataFrame) -> go.Figure:
+    """Shares of latents by the cosine of their nearest, a column a curve; random directions are dotted."""
+    figure = go.Figure()
+    for i, name in enumerate(curves):
+        line = {"shape": "hvh", "color": COLOURS[i % len(COLOURS)], "width": 1.6}
+        line["dash"] = "dot" if "random" in name else "solid"
+        figure.add_trace(go.Scatter(x=curves.index, y=curves[name], name=name, mode="lines", line=line))
+    figure.update_xaxes(title_text="largest cosine")
+    figure.update_yaxes(title_text="share of latents", rangemode="tozero")
+    return style(figure, 380)

@@ -1,6 +1,6 @@
 """Held-out text with its activations, in order: what every measurement of an SAE reads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -114,3 +114,22 @@ def home(sae: SAE, site: str | Site | None) -> Site:
     if not found:
         raise ValueError("This SAE does not know where it was trained: give site=, for example site='L3R'.")
     return Site(found)
+
+
+def one_home(saes: Sequence[SAE], site: str | Site | None = None) -> Site:
+    """The site that SAEs share whose directions are to be compared.
+
+    Raises:
+        ValueError: if they are of several sites, models or d_in, or nobody said.
+    """
+    for name, values in (
+        ("sites", {str(home(sae, sae.origin.get("site", site))) for sae in saes}),
+        ("models", {str(sae.origin["model"]) for sae in saes if "model" in sae.origin}),
+        ("d_in", {sae.cfg.d_in for sae in saes}),
+    ):
+        if len(values) > 1:
+            shown = ", ".join(map(str, sorted(values)))
+            raise ValueError(
+                f"SAEs of several {name} ({shown}): directions compare only within one. Give those of one."
+            )
+    return home(saes[0], saes[0].origin.get("site", site))

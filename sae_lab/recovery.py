@@ -4,7 +4,7 @@ For every concept one unit AND its threshold are chosen by F1 on one split and s
 latents, random dictionaries and single neurons, so that their numbers can be compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -147,3 +147,26 @@ def score(
         hit[:, c] = np.bincount(doc[np.intersect1d(on, there)], minlength=docs)
     of_doc = sparse.csr_array((np.ones(len(doc)), (doc, np.arange(len(doc)))), shape=(docs, len(doc)))
     return Recovery(concepts, choice, hit, fired, (of_doc @ labels.astype(np.float64)).toarray())
+
+
+class Naming:
+    """The concept that names each unit of several dictionaries best, by the F1 of its firing at all."""
+
+    def __init__(self) -> None:
+        self.hits: dict[Hashable, np.ndarray] = {}
+        self.fired: dict[Hashable, np.ndarray] = {}
+        self.positives: float | np.ndarray = 0.0
+
+    def add(self, firing: Mapping[Hashable, sparse.sparray], labels: sparse.sparray) -> None:
+        """Counts one page: where the units of each dictionary fire, [tokens, units], and its [tokens, concepts]."""
+        labels = labels.astype(np.float64)
+        self.positives = self.positives + labels.sum(0)
+        for key, matrix in firing.items():
+            self.hits[key] = self.hits.get(key, 0) + (matrix.T @ labels).toarray()
+            self.fired[key] = self.fired.get(key, 0) + matrix.sum(0)
+
+    def best(self, key: Hashable, names: Sequence[str]) -> pd.DataFrame:
+        """One row per unit of a dictionary: its concept, the concept's number and the F1."""
+        reached = f1(self.hits[key], self.fired[key][:, None], self.positives)
+        best = reached.argmax(1)
+        return pd.DataFrame({"concept": np.array(names)[best], "f1": reached.max(1), "id": best})

@@ -10,11 +10,12 @@ import pytest
 FLOORS = [
     {"shapes", "knobs", "sites"},
     {"sources", "sparse", "plots", "tiny", "peers"},
-    {"toys", "saes", "metrics", "intervals", "recovery", "matching", "models", "tokens"},
-    {"harvest", "reading", "runs", "pretrained"},
+    {"toys", "saes", "metrics", "directions", "intervals", "recovery", "matching", "models", "tokens"},
+    {"harvest", "reading", "runs", "pretrained", "labels", "families"},
     {
         *("training", "evaluation", "concepts", "windows", "steering", "explanation", "comparison"),
         *("bench", "citing", "diagnosis"),
+        *("splitting", "geometry"),
     },
     {"launcher", "library", "report", "meaning"},
     {"sweeps", "suites"},

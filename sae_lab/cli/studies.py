@@ -6,11 +6,13 @@ import tyro
 
 from ..diagnosis import doctor
 from ..evaluation import by_position, evaluate, evaluate_together, transfer
+from ..geometry import map_latents
 from ..knobs import knob
 from ..library import load_sae
 from ..meaning import agree
 from ..models import load_model
 from ..runs import Run
+from ..splitting import split
 from . import say
 from .commands import options, parsed
 
@@ -73,3 +75,27 @@ def run_doctor(argv: list[str], as_json: bool) -> None:
     dtype = Run(given.run).config.get("source", {}).get("dtype")
     found = doctor(given.run, load_model(given.model, dtype=dtype) if given.model else None, tokens=given.tokens)
     say(found.to_json(), as_json, repr(found))
+
+
+def run_split(argv: list[str], as_json: bool) -> None:
+    """`split RUN RUN [--null RUN RUN]`: widths of one site, or one run with levels."""
+    more = {
+        "runs": (tyro.conf.Positional[tuple[str, ...]], field()),
+        "null": (tuple[str, ...], knob((), help="two runs of one width, two for every width but the first")),
+        "model": (str | None, knob(None, help="the model; None: the one they were trained on")),
+        "tokens": (int, knob(100_000, 1, 10**10, "held-out tokens to choose parents on, and as many to count on")),
+    }
+    given = parsed(options("SplitOptions", doc="What latents became in a wider SAE.", **more), argv, "split")
+    saes, null = ([load_sae(run) for run in runs] for runs in (given.runs, given.null))
+    lm = load_model(given.model) if given.model else None
+    found = split(saes, lm, null=null, tokens=given.tokens)
+    say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False, float_format='{:.3f}'.format)}")
+
+
+def run_geometry(argv: list[str], as_json: bool) -> None:
+    """`geometry RUN ...`: dimensions, nearest cosines, and how far a map of the directions can be trusted."""
+    more = {"runs": (tyro.conf.Positional[tuple[str, ...]], field())}
+    given = parsed(options("GeometryOptions", doc="Map the directions of several SAEs.", **more), argv, "geometry")
+    found = map_latents([load_sae(run) for run in given.runs]).wait()
+    said = ", ".join(f"{name} {value:.3f}" for name, value in found.trustworthiness.items())
+    say(found.to_json(), as_json, f"{found!r}\n{found.table.T.to_string(header=False)}\ntrustworthiness: {said}")
