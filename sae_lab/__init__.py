@@ -16,6 +16,7 @@ _ROOM = {
     "train": "training",
     "evaluate": "evaluation",
     "recover": "concepts",
+    "compare": "comparison",
     "contexts": "windows",
     "steer": "steering",
     "launch": "launcher",

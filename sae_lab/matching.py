@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import betainc
 from torch import Tensor
 
 from .shapes import LatentMask, Places, Values, Weights
@@ -155,6 +156,24 @@ def chance_floor(d_in: int, d_sae: int, signed: bool = True, wider: int | None =
     drawn = [(max(1, round(few * most / many)), most) for most in (DRAWN // 2, DRAWN)]
     half, full = (math.log(max(1e-12, 1 - chance_floor(d_in, n, signed, m) ** 2)) for n, m in drawn)
     return math.sqrt(-math.expm1(full + (full - half) * math.log2(many / DRAWN)))
+
+
+def chance_nearest(d_in: int, d_sae: int, signed: bool = True) -> float:
+    """What `mmcs` gives two random dictionaries: the mean of the largest of d_sae cosines of random directions."""
+    t = np.linspace(-1 if signed else 0, 1, 20_001)
+    below = betainc((d_in - 1) / 2, (d_in - 1) / 2, (1 + t) / 2)
+    return float(1 - np.trapezoid((below if signed else 2 * below - 1) ** d_sae, t))
+
+
+@lru_cache
+def chance_shared(d_in: int, d_sae: int, wider: int, threshold: float = 0.7) -> float:
+    """The share of the narrower one's latents that chance makes `shared` at most: where encoders are the decoders.
+
+    Of the first 2,048 latents where there are more.
+    """
+    few, many = sorted((min(d_sae, DRAWN), min(wider, DRAWN)))
+    A, B = torch.randn(few + many, d_in, generator=torch.Generator().manual_seed(0)).split([few, many])
+    return (mcc(A, B)[1].cosine >= threshold).double().mean().item()
 
 
 def _by_chance(d_in: int, few: int, many: int, signed: bool, times: int) -> Iterator[float]:
