@@ -10,7 +10,7 @@ import torch
 from small import identity, small_llama
 
 import sae_lab as sl
-from sae_lab import comparison, matching
+from sae_lab import comparison
 from sae_lab.cli import main
 from sae_lab.comparison.result import over_pairs
 from sae_lab.comparison.uniqueness import Law, unique
@@ -154,16 +154,12 @@ def test_the_law_that_was_planted_is_found(law):
     assert noisy.offset == pytest.approx(law.offset, abs=0.1)
 
 
-def crowd(n, law):
-    """SAEs of 60 orthogonal directions each (as one-hot rows): by how many of the others each is found follows a law."""
-    rng, core = np.random.default_rng(1), round(60 * law)
-    width = core + 60 * n
-    sets = [[*range(core), *(core + 60 * i + np.arange(60 - core))] for i in range(n)]
-    for i in range(n):
-        for at in range(core, 60):
-            if rng.random() < 0.5:
-                sets[i][at] = core + 60 * ((i + 1) % n) + at - core  # the next one's
-    return [made(torch.eye(width)[members], seed=i) for i, members in enumerate(sets)]
+def crowd(n, common):
+    """SAEs of 60 one-hot directions each: a share that all have, others drawn, some more often than others."""
+    rng, core = np.random.default_rng(1), round(60 * common)
+    popular = 1 / np.arange(1, 601)
+    drawn = [core + rng.choice(600, 60 - core, replace=False, p=popular / popular.sum()) for _ in range(n)]
+    return [made(torch.eye(core + 600)[[*range(core), *own]], seed=i) for i, own in enumerate(drawn)]
 
 
 def test_a_law_is_fitted_from_six_seeds_on_and_refused_under():
@@ -180,11 +176,10 @@ def test_a_law_is_fitted_from_six_seeds_on_and_refused_under():
 
 def test_what_is_too_wide_to_match_is_compared_by_its_nearest_and_says_so(monkeypatch):
     a, b = made(A), made(rows(80, seed=3), seed=1)
-    for module in (matching, comparison.comparing):
-        monkeypatch.setattr(module, "WIDEST", 79)
+    monkeypatch.setattr(comparison.comparing, "WIDEST", 79)
     found = sl.compare([a, b])
     assert "mcc" not in found.numbers and "MMCS" in repr(found) and "nearest" in repr(found)
-    assert value(found, "mmcs") == pytest.approx(mmcs(a.W_dec, b.W_dec)) > chance_floor(32, 80)
+    assert value(found, "mmcs") == pytest.approx(mmcs(a.W_dec, b.W_dec)) and value(found, "mmcs") > chance_floor(32, 80)
     assert value(found, "abs") == pytest.approx(mmcs(a.W_dec, b.W_dec, signed=False))
     assert found.table.set_index("number").chance["mmcs"] == chance_nearest(32, 80)
     copies = sl.compare([a, made(A.flip(0), seed=1)])
@@ -231,7 +226,9 @@ def fired(lm):
         sae.cfg = type(sae.cfg)(**{**vars(sae.cfg), "seed": seed})
     options = {"text": TEXT, "context": 64}
     found = sl.compare([first, second], lm, tokens=700, **options)
-    x = torch.cat([page.acts["L1R"] for page in walk(lm, held_out(lm, TEXT, "test", 0, context=64), ["L1R"], 700)])
+    x = torch.cat(
+        [page.acts["L1R"] for page in walk(lm, held_out(lm, TEXT, "test", 0, context=64), [sl.Site("L1R")], 700)]
+    )
     density = [(x @ sae.W_enc.T + sae.b_enc > 0).double().mean(0).numpy() for sae in (first, second)]
     return found, (first, second), density, len(x)
 
@@ -247,7 +244,8 @@ def test_densities_are_measured_on_held_out_text(fired):
 def test_alive_and_frequent_latents_have_a_score_of_their_own(fired):
     found, (a, b), density, _ = fired
     alive = [torch.from_numpy(d > 0) for d in density]
-    assert value(found, "alive") == pytest.approx(mcc(a.W_dec[alive[0]], b.W_dec[alive[1]])[0]) > value(found, "mcc")
+    assert value(found, "alive") == pytest.approx(mcc(a.W_dec[alive[0]], b.W_dec[alive[1]])[0])
+    assert value(found, "alive") > value(found, "mcc") + 0.05
     pairs = mcc(a.W_dec, b.W_dec)[1]
     cosine, places = pairs.cosine.numpy(), (pairs.a.numpy(), pairs.b.numpy())
     by_hand = [(d[at] * cosine).sum() / d[at].sum() for d, at in zip(density, places)]
@@ -278,11 +276,11 @@ def test_without_a_model_the_columns_of_density_say_so():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Three seeds on one planted stream, 240 steps."""
+    """Three seeds on one planted stream, 120 steps."""
     folder, source = tmp_path_factory.mktemp("runs"), Planted(d_in=16, features=32, k=3)
     saes = [sl.build("topk", d_in=16, d_sae=32, k=3, seed=seed) for seed in range(3)]
     names = [folder / f"seed-{seed}" for seed in range(3)]
-    for _ in sl.train(saes, source, tokens=240 * 512, batch=512, lr=1e-2, run=names, snapshots=6):
+    for _ in sl.train(saes, source, tokens=120 * 256, batch=256, lr=2e-2, run=names, snapshots=3):
         pass
     return names, source.dictionary
 
@@ -291,8 +289,8 @@ def test_seeds_of_one_stream_grow_alike_over_training(trained):
     runs, truth = trained
     found = sl.compare(runs, truth=truth, trajectory=True)
     way = found.trajectory
-    assert way.tokens.tolist() == [512 * step for step in (3, 7, 15, 30, 60, 120, 240)]
-    last = [sl.Run(run).snapshot(120).W_dec for run in runs]
+    assert way.tokens.tolist() == [256 * step for step in (15, 30, 60, 120)]
+    last = [sl.Run(run).snapshot(60).W_dec for run in runs]
     assert way.value.iloc[-2] == pytest.approx(np.mean([mcc(a, b)[0] for a, b in combinations(last, 2)]))
     assert way.value.iloc[-1] == pytest.approx(value(found, "mcc"))
     assert way.value.iloc[0] < value(found, "mcc") - 0.2
@@ -322,7 +320,7 @@ def test_saes_that_do_not_compare_are_refused():
             sl.compare([a, other])
     with pytest.raises(ValueError, match="got 1 SAEs: give two or more"):
         sl.compare([a])
-    with pytest.raises(ValueError, match="threshold=1.2"):
+    with pytest.raises(ValueError, match=r"threshold=1\.2"):
         sl.compare([a, a], threshold=1.2)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         sl.compare([a, "nowhere"])
@@ -350,7 +348,7 @@ def test_the_command_line_compares_runs(trained, capsys):
     assert main(["compare", *runs, "--trajectory", "--json"]) == 0
     said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
     assert said["numbers"]["mcc"]["value"] == value(sl.compare(runs), "mcc")
-    assert said["names"] == runs and len(said["trajectory"]) == 7 and len(said["pairs"]) == 3
+    assert said["names"] == runs and len(said["trajectory"]) == 4 and len(said["pairs"]) == 3
     assert main(["compare", *runs]) == 0
     assert "PW-MCC" in capsys.readouterr().out
     assert main(["compare", runs[0]]) == 2
@@ -366,7 +364,7 @@ def test_stories_compare_by_density_as_well(stories, stories_text):
     for _ in sl.train(saes, source, tokens=20_480, batch=1024, lr=3e-3):
         pass
     found = sl.compare(saes, lm, text=str(stories_text), tokens=4000)
-    assert value(found, "mcc") > found.floors["mcc"] + 0.02
+    assert value(found, "mcc") > found.floors["mcc"] + 0.01
     assert value(found, "alive") > 0 and value(found, "weighted") > 0
     assert found.by_density.latents.sum() == 512
 

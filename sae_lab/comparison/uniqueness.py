@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -20,7 +21,8 @@ class Law:
     scale: float
     exponent: float
 
-    def __call__(self, seeds: np.ndarray) -> np.ndarray:
+    def __call__(self, seeds: Any) -> Any:
+        """The share at a number of seeds, or at several."""
         return self.offset + self.scale * np.asarray(seeds, float) ** -self.exponent
 
     @classmethod
