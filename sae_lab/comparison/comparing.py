@@ -70,14 +70,15 @@ def compare(
     for i, j in combinations(range(len(opened)), 2):
         alive = [torch.from_numpy(density[of] > 0) for of in (i, j)] if density else None
         sights[i, j], sights[j, i], scores[i, j] = _pair(opened[i], opened[j], threshold, alive)
+    floors = _floors(opened, density, threshold, truth)
     return Comparison(
         names,
         dict(sorted(sights.items())),
         scores,
         density,
-        _floors(opened, density, threshold, truth),
+        floors,
         tuple(mcc(sae.W_dec, truth)[0] for sae in opened) if truth is not None else (),
-        _trajectory(saes, opened) if trajectory else pd.DataFrame(),
+        _trajectory(saes, opened).assign(chance=floors[about["measure"]]) if trajectory else pd.DataFrame(),
         about,
     )
 
