@@ -20,6 +20,7 @@ _ROOM = {
     "transfer": "evaluation",
     "recover": "concepts",
     "agree": "meaning",
+    "compare": "comparison",
     "contexts": "windows",
     "split": "splitting",
     "map_latents": "geometry",

@@ -1,5 +1,5 @@
 """Numbers with an interval: by bootstrap over documents (tokens of one document are not independent, documents are), or
-by Student's t over a few runs."""
+by Student's t over a few runs, or by leaving out one run at a time (pairs of runs are not independent either)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,6 +46,15 @@ class Estimate:
             return cls(middle, float("nan"), float("nan"))
         reach = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n))
         return cls(middle, middle - reach, middle + reach)
+
+    @classmethod
+    def jackknife(cls, value: float, without: Sequence[float]) -> "Estimate":
+        """A statistic of n runs and of pairs of them, from its value without each run; NaN limits under three runs."""
+        n = len(without)
+        if n < 3:
+            return cls(value, float("nan"), float("nan"))
+        reach = float(stdtrit(n - 1, 0.975) * np.sqrt((n - 1) * np.var(without)))
+        return cls(value, value - reach, value + reach)
 
 
 def draws(docs: int, n: int, seed: int = 0) -> Float[np.ndarray, "draws docs"]:

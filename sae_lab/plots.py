@@ -155,6 +155,41 @@ def recovered(table: pd.DataFrame, names: dict[str, str], top: int = 30) -> go.F
     return style(figure, 120 + 18 * len(rows))
 
 
+def consistency(
+    cosine: np.ndarray, floor: float, by_density: pd.DataFrame, unique: pd.DataFrame, law, trajectory: pd.DataFrame
+) -> go.Figure:
+    """Cosines of all matches, and what is known of: cosine by density, unique latents over seeds, over training.
+
+    Dotted lines are what chance reaches. `law` is the curve through the unique shares, if there is one.
+    """
+    bins = by_density.apply(lambda row: f"{row['above']:g}-{row['up to']:g}" if row["up to"] else "silent", axis=1)
+    lines = {
+        "density (share of tokens)": (list(bins), by_density, "cosine", "mean cosine"),
+        "SAEs": (unique["seeds"], unique, "share", "in no other SAE"),
+        "tokens of training": (trajectory.get("tokens"), trajectory, "value", "mean cosine"),
+    }
+    lines = {title: line for title, line in lines.items() if len(line[1])}
+    figure = make_subplots(1, 1 + len(lines), horizontal_spacing=0.08)
+    figure.add_trace(go.Histogram(x=cosine, nbinsx=60, marker={"color": COLOURS[0]}, showlegend=False), 1, 1)
+    figure.add_vline(x=floor, line={"dash": "dot"}, row=1, col=1)
+    figure.update_xaxes(title_text="cosine of a match", row=1, col=1)
+    figure.update_yaxes(title_text="latents", row=1, col=1)
+    for i, (title, (x, table, y, label)) in enumerate(lines.items(), 2):
+        band = {"array": table["high"] - table[y], "arrayminus": table[y] - table["low"], "thickness": 1.2}
+        dots = go.Scatter(x=x, y=table[y], error_y=band, mode="lines+markers", line={"color": COLOURS[0]})
+        figure.add_trace(dots.update(showlegend=False), 1, i)
+        figure.update_xaxes(title_text=title, row=1, col=i)
+        figure.update_yaxes(title_text=label, range=[0, 1.04], row=1, col=i)
+        if y != "share":
+            figure.add_hline(y=floor, line={"dash": "dot"}, row=1, col=i)
+        elif law is not None:
+            fit = {"dash": "dash", "color": COLOURS[1]}
+            figure.add_trace(go.Scatter(x=x, y=law(x), mode="lines", line=fit, showlegend=False), 1, i)
+        if title.startswith("tokens"):
+            figure.update_xaxes(type="log", row=1, col=i)
+    return style(figure, 340)
+
+
 def script() -> str:
     """The plotly library as text, for pages that must work offline."""
     return get_plotlyjs()

@@ -15,7 +15,10 @@ from skipped import pytest_configure  # noqa: F401  (a hook)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it would be ignored
 torch.set_num_threads(1)  # tiny tensors: threads only fight
-HOUSE, LOOPS = Path(__file__).parents[1] / "sae_lab", ("kernels", "choosing", "tiles")  # numba compiles those
+HOUSE, LOOPS = (
+    Path(__file__).parents[1] / "sae_lab",
+    ("kernels", "choosing", "tiles", "assignment"),
+)  # numba compiles those
 ROOMS = [p.stem for p in HOUSE.glob("[a-z]*") if p.stem not in ("tiny", "sparse")]
 CORE = [f"sparse.{p.stem}" for p in (HOUSE / "sparse").glob("[a-z]*.py") if p.stem not in LOOPS]
 # No tensors in the world: checking every string it writes made its tests twenty times slower.

@@ -82,7 +82,7 @@ def test_runs_are_compared_in_pairs_beside_the_floor_of_chance():
 
 
 @pytest.mark.parametrize(
-    ("d_in", "d_sae", "floor"), [(16, 32, 0.46), (64, 256, 0.33), (64, 512, 0.36), (128, 1024, 0.27)]
+    ("d_in", "d_sae", "floor"), [(16, 32, 0.46), (64, 256, 0.33), (64, 512, 0.36), (128, 1024, 0.27), (512, 1024, 0.14)]
 )
 def test_chance_reaches_what_was_measured_elsewhere(d_in, d_sae, floor):
     assert chance_floor(d_in, d_sae) == pytest.approx(floor, abs=0.015)

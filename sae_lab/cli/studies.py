@@ -4,6 +4,7 @@ from dataclasses import field
 
 import tyro
 
+from ..comparison import compare
 from ..diagnosis import doctor
 from ..evaluation import by_position, evaluate, evaluate_together, transfer
 from ..geometry import map_latents
@@ -61,6 +62,24 @@ def run_agree(argv: list[str], as_json: bool) -> None:
     a, b = map(load_sae, given.run)
     lm = load_model(a.origin.get("model", "tiny"), dtype=a.origin.get("dtype"))
     found = agree(a.to(lm.device), b.to(lm.device), lm, tokens=given.tokens)
+    say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")
+
+
+def run_compare(argv: list[str], as_json: bool) -> None:
+    """`compare RUN RUN ...`: consistency over seeds, beside chance."""
+    more = {
+        "runs": (tyro.conf.Positional[tuple[str, ...]], field()),
+        "model": (str | None, knob(None, help="the model; None: the one they were trained on")),
+        "tokens": (int, knob(200_000, 0, 10**10, "test tokens to measure densities on; 0: do not")),
+        "threshold": (float, knob(0.7, 0.0, 1.0, "cosine from which on a latent is shared")),
+        "trajectory": (bool, knob(False, help="whether to compare the runs' snapshots, too")),
+    }
+    given = parsed(options("CompareOptions", doc="What SAEs of one site have in common.", **more), argv, "compare")
+    origin = load_sae(given.runs[0]).origin if given.runs else {}
+    name = given.model or origin.get("model")
+    lm = load_model(name, dtype=origin.get("dtype")) if name and given.tokens else None
+    runs, asked = list(given.runs), {"threshold": given.threshold, "trajectory": given.trajectory}
+    found = compare(runs, lm, tokens=max(1, given.tokens), **asked)
     say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")
 
 
