@@ -62,6 +62,18 @@ def densities(density: np.ndarray) -> go.Figure:
     return style(figure)
 
 
+def activations(edges: np.ndarray, tokens: np.ndarray, name: str = "") -> go.Figure:
+    """Histogram of one latent's activations on a log scale; what is beyond the edges is in the outer bins."""
+    shown = np.flatnonzero(tokens)
+    part = slice(shown[0], shown[-1] + 1) if len(shown) else slice(0, 0)
+    middle = np.log10(np.sqrt(edges[:-1] * edges[1:]))[part]
+    figure = go.Figure(go.Bar(x=middle, y=tokens[part], name=name, marker={"color": COLOURS[0]}))
+    figure.update_layout(bargap=0.05)
+    figure.update_xaxes(title_text=f"log10 activation of {name}" if name else "log10 activation")
+    figure.update_yaxes(title_text="tokens")
+    return style(figure)
+
+
 def dose(table: pd.DataFrame, x: str = "strength", y: str = "found", by: str = "edit") -> go.Figure:
     """Steering: how often texts show the concept, and how surprised the model is by them, against the strength."""
     figure = make_subplots(1, 2, horizontal_spacing=0.12)
