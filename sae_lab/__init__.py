@@ -17,6 +17,7 @@ _ROOM = {
     "evaluate": "evaluation",
     "recover": "concepts",
     "contexts": "windows",
+    "attribute": "attribution",
     "steer": "steering",
     "launch": "launcher",
     "sweep": "sweeps",

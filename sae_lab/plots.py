@@ -166,6 +166,20 @@ def recovered(table: pd.DataFrame, names: dict[str, str], top: int = 30) -> go.F
     return style(figure, 120 + 18 * len(rows))
 
 
+def effects(table: pd.DataFrame, number: str) -> go.Figure:
+    """Attribution: gradient x activation and ablation of each part, one under another."""
+    places = [f" at {p} {t!r}" if pd.notna(p) else "" for p, t in zip(table["position"], table["token"])]
+    names = [f"{latent}{at}" if at else node for latent, at, node in zip(table["latent"], places, table["node"])]
+    figure = go.Figure()
+    for i, column in enumerate(("gradient_x_activation", "ablation")):
+        figure.add_bar(
+            x=table[column], y=names, orientation="h", name=column.replace("_", " "), marker={"color": COLOURS[i]}
+        )
+    figure.update_yaxes(autorange="reversed", dtick=1)
+    figure.update_xaxes(title_text=f"effect on the {number}")
+    return style(figure, 120 + 24 * len(names))
+
+
 def script() -> str:
     """The plotly library as text, for pages that must work offline."""
     return get_plotlyjs()

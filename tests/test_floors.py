@@ -14,7 +14,7 @@ FLOORS = [
     {"harvest", "reading", "runs", "pretrained"},
     {
         *("training", "evaluation", "concepts", "windows", "steering", "explanation", "comparison"),
-        *("bench", "citing", "diagnosis"),
+        *("bench", "citing", "diagnosis", "attribution"),
     },
     {"launcher", "library", "report"},
     {"sweeps", "suites"},

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from .. import plots
 
 Arrays = Mapping[str, np.ndarray]
+COFIRING = ("cofiring", "cofiring_jaccard", "cofiring_tokens")
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ class Card:
         density: share of tokens on which it fires.
         top: its strongest firings, one per document, strongest first.
         sampled: firings drawn at random from all it had, one per document, strongest first.
-        tokens: what its direction does to the logits by itself (`LM.logit_lens`): token, logit, effect.
-        neighbours: latents that fire with it, and those whose directions are like its own.
+        promoted: tokens whose logits its direction raises most by itself, and by how much (`LM.logit_lens`).
+        suppressed: those that it lowers most.
+        cofiring: latents that fire with it: (latent, Jaccard index, tokens on which both do).
+        decoder: latents whose directions are like its own: (latent, cosine).
         edges: of the histogram's bins; what is beyond counts in the first and in the last.
         histogram: tokens with an activation in each bin.
     """
@@ -61,8 +64,10 @@ class Card:
     density: float
     top: tuple[Context, ...]
     sampled: tuple[Context, ...]
-    tokens: pd.DataFrame
-    neighbours: pd.DataFrame
+    promoted: tuple[tuple[str, float], ...]
+    suppressed: tuple[tuple[str, float], ...]
+    cofiring: tuple[tuple[int, float, int], ...]
+    decoder: tuple[tuple[int, float], ...]
     edges: Float[np.ndarray, " edges"]
     histogram: Int[np.ndarray, " bins"]
 
@@ -97,18 +102,17 @@ class Card:
             "density": self.density,
             "top": [asdict(c) for c in self.top],
             "sampled": [asdict(c) for c in self.sampled],
-            "tokens": self.tokens.to_dict("records"),
-            "neighbours": self.neighbours.to_dict("records"),
+            **{name: getattr(self, name) for name in ("promoted", "suppressed", "cofiring", "decoder")},
             "edges": self.edges.tolist(),
             "histogram": self.histogram.tolist(),
         }
 
     def __repr__(self) -> str:
         said = [f"latent {self.latent}: fires on {self.density:.3%} of tokens"]
-        for effect, of in self.tokens.groupby("effect", sort=False):
-            said.append(f"  {effect:<11}{' '.join(map(repr, of.token[:5]))}")
-        for kind, of in self.neighbours.groupby("kind", sort=False):
-            said.append(f"  {kind:<11}{', '.join(f'{r.latent} ({r.score:.2f})' for r in of[:5].itertuples())}")
+        for name in ("promoted", "suppressed"):
+            said.append(f"  {name:<11}{' '.join(repr(token) for token, _ in getattr(self, name)[:5])}")
+        for name in ("cofiring", "decoder"):
+            said.append(f"  {name:<11}{', '.join(f'{near[0]} ({near[1]:.2f})' for near in getattr(self, name)[:5])}")
         return "\n".join([*said, *(f"  {c!r}" for c in self.top[:3])])
 
 
@@ -148,8 +152,9 @@ class Contexts:
             density=int(self.by_latent["fired"][row]) / max(1, self.about["tokens"]),
             top=self._contexts(row, "top"),
             sampled=self._contexts(row, "sampled"),
-            tokens=self._tokens(row),
-            neighbours=self._neighbours(row),
+            **{name: self._effect(row, name) for name in ("promoted", "suppressed")},
+            cofiring=tuple(near for near in self._rows(row, *COFIRING) if near[1] > 0),
+            decoder=self._rows(row, "decoder", "decoder_cosine"),
             edges=np.array(self.common["edge"]),
             histogram=np.array(self.by_latent["histogram"][row]),
         )
@@ -216,21 +221,11 @@ class Contexts:
         at = int(np.searchsorted(self.common["word"], token))
         return _cut(self.common["word_text"], self.common["word_start"][at : at + 2].tolist())[0]
 
-    def _tokens(self, row: int) -> pd.DataFrame:
-        rows = []
-        for effect in ("promoted", "suppressed"):
-            found, logits = (self.by_latent[name][row].tolist() for name in (effect, f"{effect}_logit"))
-            rows += [(self._word(token), logit, effect) for token, logit in zip(found, logits)]
-        return pd.DataFrame(rows, columns=["token", "logit", "effect"])
+    def _rows(self, row: int, *names: str) -> tuple[tuple, ...]:
+        return tuple(zip(*(self.by_latent[name][row].tolist() for name in names)))
 
-    def _neighbours(self, row: int) -> pd.DataFrame:
-        names = ("cofiring", "cofiring_jaccard", "cofiring_tokens")
-        fires = zip(*(self.by_latent[name][row].tolist() for name in names))
-        rows = [("co-firing", *found) for found in fires if found[1] > 0]
-        like = zip(*(self.by_latent[name][row].tolist() for name in ("decoder", "decoder_cosine")))
-        rows += [("decoder", *found, pd.NA) for found in like]
-        table = pd.DataFrame(rows, columns=["kind", "latent", "score", "tokens"])
-        return table.astype({"tokens": "Int64"})
+    def _effect(self, row: int, name: str) -> tuple[tuple[str, float], ...]:
+        return tuple((self._word(token), logit) for token, logit in self._rows(row, name, f"{name}_logit"))
 
 
 def _cut(text: np.ndarray, start: list[int]) -> tuple[str, ...]:

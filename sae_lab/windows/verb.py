@@ -8,7 +8,7 @@ import numpy as np
 
 from ..models import LM
 from ..reading import held_out, home, own_text, walk
-from ..runs import Damaged, Run, read_contexts, weights_of, write_contexts
+from ..runs import Run, read_contexts, weights_of, write_contexts
 from ..saes import SAE
 from ..sites import Site
 from ..tokens import Blocks
@@ -109,7 +109,7 @@ def _kept_as_asked(run: Run, split: str, made: dict[str, Any]) -> Contexts | Non
     """What the run holds, if it is whole and was made of the same weights in the same way."""
     try:
         found = _kept(run, split, whole=True)
-    except (FileNotFoundError, ValueError, Damaged):
+    except (FileNotFoundError, ValueError):  # none, of other weights, or damaged
         return None
     same = all(found.about.get(key) == value for key, value in made.items())
     return found if same and made["text"] != "a function" else None  # which function, nobody can know
