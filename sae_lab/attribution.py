@@ -18,7 +18,7 @@ from torch import Tensor
 from . import plots
 from .models import LM
 from .models.lm import ce
-from .reading import home
+from .reading import fitting
 from .saes import SAE
 from .shapes import Ids, LatentMask, Logits, Rows
 from .sites import Site
@@ -91,7 +91,7 @@ def attribute(
         ValueError: an `of` that is not a token of this model, a prompt of one token for "ce" or beyond the context, an
             SAE that does not fit.
     """
-    site = home(sae, site)
+    site = fitting(sae, lm, site)
     ids, _ = lm.encode(prompt)
     measure, name = _measure(lm, ids, of)
     keep = ~lm.special(ids)[0]

@@ -114,3 +114,18 @@ def home(sae: SAE, site: str | Site | None) -> Site:
     if not found:
         raise ValueError("This SAE does not know where it was trained: give site=, for example site='L3R'.")
     return Site(found)
+
+
+def fitting(sae: SAE, lm: LM, site: str | Site | None) -> Site:
+    """The site an SAE belongs to, which must be as wide as the SAE in this model.
+
+    Raises:
+        ValueError: as `home`, and if it is not.
+    """
+    found = home(sae, site)
+    if lm.d_in(found) != sae.cfg.d_in:
+        raise ValueError(
+            f"The SAE reads d_in={sae.cfg.d_in}, but {lm.name} has {lm.d_in(found)} at {found}. Give the model and the "
+            "site that it was trained on."
+        )
+    return found

@@ -29,7 +29,7 @@ def of_run(folder: str, tokens: int) -> None:
     lm, sae = sl.load_model("tiny"), sl.load_sae(folder)
     sl.contexts(sae, lm, [0], tokens=20_000)  # kernels compiled, caches filled
     before, start, cpu = peak(), time.perf_counter(), time.process_time()
-    found = sl.contexts(sl.Run(folder), lm, tokens=tokens, seed=1)
+    found = sl.contexts(sl.Run(folder), lm, tokens=tokens, seed=time.time_ns() % 2**31)  # never what the run holds
     wall, cpu, read = time.perf_counter() - start, time.process_time() - cpu, found.about["tokens"]
     print(f"{len(found):,} latents, {read:,} tokens: {wall:.0f} s ({read / wall:,.0f} tokens/s), {cpu:.0f} s of CPU")
     print(

@@ -167,6 +167,14 @@ def test_a_prompt_of_special_tokens_is_refused(lm, sae):
         sl.attribute(sae, lm, lm.tokenizer.bos_token, (" was",))
 
 
+def test_an_sae_of_another_width_is_refused(lm):
+    other = sl.build("topk", d_in=16, d_sae=64, k=4)
+    with pytest.raises(ValueError, match=r"d_in=16, but .* has 32 at L1R"):
+        sl.attribute(other, lm, PROMPT, site="L1R")
+    with pytest.raises(ValueError, match=r"d_in=16, but .* has 32 at L1R"):
+        sl.contexts(other, lm, site="L1R")
+
+
 def test_the_command_line_attributes(lm, sae, capsys, tmp_path):
     sae.origin = {**sae.origin, "model": lm.name}
     folder = str(sl.save_sae(sae, tmp_path / "sae"))

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..shapes import Weights
 
-KEPT = 2**24  # firings that co-firing is counted on at most: 0.3 GB while it is
-CELLS = 2**22  # numbers of a piece of a [latents, d_sae] table that exist at a time
+KEPT = 2**24  # firings that co-firing is counted on at most; counting them takes 0.3 GB
+CELLS = 2**20  # numbers of a piece of a [latents, d_sae] table that exist at a time
 
 Latent, Score = Int[np.ndarray, "rows m"], Float[np.ndarray, "rows m"]
 
@@ -46,11 +46,11 @@ class Together:
     def nearest(self, rows: Int[np.ndarray, " rows"], m: int) -> tuple[Latent, Score, Int[np.ndarray, "rows m"]]:
         """For each latent asked about the m of the highest Jaccard index (tokens of both over tokens of either), that
         index, and on how many tokens both fired; index 0 where there is no other."""
-        latent = np.concatenate([*self._latent, np.zeros(0, np.int32)])
-        start = np.concatenate([[0], np.cumsum(np.concatenate([*self._count, np.zeros(0, int)]))])
+        self._latent = [np.concatenate([*self._latent, np.zeros(0, np.int32)])]  # and not twice
+        latent, start = self._latent[0], np.concatenate([[0], *self._count]).cumsum().astype(np.int32)
         fires = csr_array((np.ones(len(latent), np.int32), latent, start), shape=(len(start) - 1, self.d_sae))
-        who, total = fires.T.tocsr(), np.bincount(latent, minlength=self.d_sae)
-        found = []
+        who, found = fires.T.tocsr(), []
+        who.data, total = fires.data, np.diff(who.indptr)  # ones, either
         for part in _parts(rows, self.d_sae):
             both = (who[part] @ fires).toarray()
             index = both / np.maximum(total[part][:, None] + total - both, 1)

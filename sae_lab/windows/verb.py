@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..models import LM
-from ..reading import held_out, home, own_text, walk
+from ..reading import fitting, held_out, own_text, walk
 from ..runs import Run, read_contexts, weights_of, write_contexts
 from ..saes import SAE
 from ..sites import Site
@@ -50,20 +50,17 @@ def contexts(
 
     Raises:
         ValueError: a latent the SAE does not have, some latents of a run, a run's contexts that were made with other
-            weights, an SAE without a model.
+            weights, an SAE without a model or with one that it does not fit.
         FileNotFoundError: a run that holds no contexts of this split.
         Damaged: if a file of theirs was cut short or altered.
     """
     run = None if isinstance(sae, SAE) else sae if isinstance(sae, Run) else Run(sae)
     if run is not None and lm is None:
         return _kept(run, split)
-    if lm is None:
-        raise ValueError("contexts(sae) has no model to read with: contexts(sae, lm), or give a run that has some.")
-    if run is not None and latents is not None:
-        raise ValueError("A run keeps contexts of all its latents: leave out latents=, and take contexts(run, lm)[12].")
-    sae = run.sae.to(lm.device) if run else sae
-    rows = _checked(sae, latents)
-    site, (text, options) = home(sae, site), own_text(sae, text, options)
+    rows = None if latents is None else np.unique(np.array(list(latents), np.int64))
+    sae = _checked(sae if run is None else run.sae, lm, rows, run is not None)
+    rows = np.arange(sae.cfg.d_sae) if rows is None else rows
+    site, (text, options) = fitting(sae, lm, site), own_text(sae, text, options)
     tokens = (ALL if latents is None else SOME) if tokens is None else tokens
     blocks = held_out(lm, text, split, seed, **options)
     made = {"n": n, "sampled": sampled, "width": width, "seed": seed, "asked": tokens, "split": split}
@@ -77,13 +74,19 @@ def contexts(
     return found
 
 
-def _checked(sae: SAE, latents: Iterable[int] | None) -> np.ndarray:
-    rows = np.arange(sae.cfg.d_sae) if latents is None else np.unique(np.array(list(latents), np.int64))
+def _checked(sae: SAE, lm: LM | None, rows: np.ndarray | None, of_run: bool) -> SAE:
+    """The SAE where it runs fastest, if this can be asked of it."""
+    if lm is None:
+        raise ValueError("contexts(sae) has no model to read with: contexts(sae, lm), or give a run that has some.")
+    if rows is None:
+        return sae.to(lm.device) if of_run else sae
+    if of_run:
+        raise ValueError("A run keeps contexts of all its latents: leave out latents=, and take contexts(run, lm)[12].")
     odd = rows[(rows < 0) | (rows >= sae.cfg.d_sae)]
     if len(odd) or not len(rows):
         said = f"No latent {odd[0]}" if len(odd) else "latents=[] names none"
         raise ValueError(f"{said}: this SAE has latents 0 to {sae.cfg.d_sae - 1}.")
-    return rows
+    return sae
 
 
 def _gathered(sae: SAE, lm: LM, rows: np.ndarray, site: Site, blocks: Blocks, tokens: int, made: dict) -> Contexts:
