@@ -24,6 +24,7 @@ _ROOM = {
     "contexts": "windows",
     "split": "splitting",
     "map_latents": "geometry",
+    "attribute": "attribution",
     "steer": "steering",
     "launch": "launcher",
     "sweep": "sweeps",

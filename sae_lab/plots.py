@@ -63,6 +63,18 @@ def densities(density: np.ndarray) -> go.Figure:
     return style(figure)
 
 
+def activations(edges: np.ndarray, tokens: np.ndarray, name: str = "") -> go.Figure:
+    """Histogram of one latent's activations on a log scale; what is beyond the edges is in the outer bins."""
+    shown = np.flatnonzero(tokens)
+    part = slice(shown[0], shown[-1] + 1) if len(shown) else slice(0, 0)
+    middle = np.log10(np.sqrt(edges[:-1] * edges[1:]))[part]
+    figure = go.Figure(go.Bar(x=middle, y=tokens[part], name=name, marker={"color": COLOURS[0]}))
+    figure.update_layout(bargap=0.05)
+    figure.update_xaxes(title_text=f"log10 activation of {name}" if name else "log10 activation")
+    figure.update_yaxes(title_text="tokens")
+    return style(figure)
+
+
 def dose(table: pd.DataFrame, x: str = "strength", y: str = "found", by: str = "edit") -> go.Figure:
     """Steering: how often texts show the concept, and how surprised the model is by them, against the strength."""
     figure = make_subplots(1, 2, horizontal_spacing=0.12)
@@ -188,6 +200,20 @@ def consistency(
         if title.startswith("tokens"):
             figure.update_xaxes(type="log", row=1, col=i)
     return style(figure, 340)
+
+
+def effects(table: pd.DataFrame, number: str) -> go.Figure:
+    """Attribution: gradient x activation and ablation of each part, one under another."""
+    places = [f" at {p} {t!r}" if pd.notna(p) else "" for p, t in zip(table["position"], table["token"])]
+    names = [f"{latent}{at}" if at else node for latent, at, node in zip(table["latent"], places, table["node"])]
+    figure = go.Figure()
+    for i, column in enumerate(("gradient_x_activation", "ablation")):
+        figure.add_bar(
+            x=table[column], y=names, orientation="h", name=column.replace("_", " "), marker={"color": COLOURS[i]}
+        )
+    figure.update_yaxes(autorange="reversed", dtick=1)
+    figure.update_xaxes(title_text=f"effect on the {number}")
+    return style(figure, 120 + 24 * len(names))
 
 
 def script() -> str:

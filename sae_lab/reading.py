@@ -133,3 +133,18 @@ def one_home(saes: Sequence[SAE], site: str | Site | None = None) -> Site:
                 f"SAEs of several {name} ({shown}): directions compare only within one. Give those of one."
             )
     return home(saes[0], saes[0].origin.get("site", site))
+
+
+def fitting(sae: SAE, lm: LM, site: str | Site | None) -> Site:
+    """The site an SAE belongs to, which must be as wide as the SAE in this model.
+
+    Raises:
+        ValueError: as `home`, and if it is not.
+    """
+    found = home(sae, site)
+    if lm.d_in(found) != sae.cfg.d_in:
+        raise ValueError(
+            f"The SAE reads d_in={sae.cfg.d_in}, but {lm.name} has {lm.d_in(found)} at {found}. Give the model and the "
+            "site that it was trained on."
+        )
+    return found

@@ -16,6 +16,8 @@ VERBS = {
     "split": "what a narrow SAE's latents became in a wider one: sae-lab split RUN RUN [--null RUN RUN]",
     "geometry": "map the directions of several SAEs: sae-lab geometry RUN ...",
     "compare": "what SAEs of one site have in common: sae-lab compare RUN RUN ...",
+    "contexts": "what each latent fires on, kept in the run: sae-lab contexts RUN --latents 12 40",
+    "attribute": "what each latent does to a prompt's next token: sae-lab attribute RUN PROMPT --of A B",
     "doctor": "what went wrong in a run, by its record, and what to do about it: sae-lab doctor RUN",
     "cite": "BibTeX of what a run used: sae-lab cite RUN",
     "runs": "list the runs of a folder",
@@ -26,14 +28,8 @@ VERBS = {
     "resume": "let a paused run go on, or start a stopped or killed one again from its last checkpoint",
     "stop": "checkpoint a run and end its process",
 }
-STUDIES = (
-    "evaluate",
-    "agree",
-    "split",
-    "geometry",
-    "compare",
-    "doctor",
-)  # verbs of `studies`; the others are in `commands`
+# verbs of `studies`; the others are in `commands`
+STUDIES = ("evaluate", "contexts", "attribute", "doctor")
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )

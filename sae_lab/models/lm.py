@@ -232,6 +232,25 @@ class LM:
                 raise ValueError(f"The edit's vector has shape {shape}, but {site.target} is {width} wide.")
         return Generation(self, prompts, rows, max_new_tokens, temperature, top_p, n, seed)
 
+    @torch.no_grad()
+    def logit_lens(self, vectors: Float[Tensor, "rows d_in"], site: str) -> Float[Tensor, "rows vocab"]:
+        """Logits that the head makes of vectors at a site, each taken for all of the last residual, less their mean.
+
+        What lies between is left out: a direction's own effect on the logits. The final norm makes the vector's length
+        mean nothing, and the order of the tokens is that of what it adds to any residual.
+        """
+        inner, site = self.module.model, self._site(site)
+        x = vectors.to(self.device, self.dtype)
+        x = inner.layers[site.layer].mlp.down_proj(x) if site.part == "N" else x
+        logits = self.module.get_output_embeddings()(inner.norm(x)).float()
+        return logits - logits.mean(-1, keepdim=True)
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself, with the space in front that some tokenizers drop there."""
+        texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+        marked = self.tokenizer.convert_ids_to_tokens(list(ids))
+        return [f" {t}" if m and m[0] == "▁" and t[:1] != " " else t for t, m in zip(texts, marked)]
+
     def step(
         self, ids: Ids, cache: Any, mask: Bool[Tensor, "batch past"], positions: Ids, changes: dict
     ) -> Float[Tensor, "batch vocab"]:

@@ -4,7 +4,7 @@ config.json  immutable: SAE, training, source, measured scale, environment
 log.jsonl    one row per measured step, and notes
 status.json  state, progress, heartbeat; whose process it is
 control.json what is wanted of it: run | pause | stop | save
-checkpoints/ snapshots/ sae/ eval.json report.html lock, and job.json + stderr.txt of a detached one
+checkpoints/ snapshots/ sae/ contexts/ eval.json report.html lock, and job.json + stderr.txt of a detached one
 """
 
 import json
