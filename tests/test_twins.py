@@ -16,9 +16,8 @@ from sae_lab.saes import REGISTRY, Batch, build
 from sae_lab.sources import Cost
 
 TOK, D_IN, D_SAE, DEAD = 160, 24, 96, 12
-SMALL = {"k": 5, "k_aux": 4, "l1_weight": 0.5, "l0_weight": 0.1, "bandwidth": 0.2, "init_threshold": 0.15}
+SMALL = {"k": 5, "k_aux": 4, "l1_weight": 0.5, "l0_weight": 0.1, "bandwidth": 0.2, "init_threshold": 0.15, "c": 0.5}
 TRAINED = sorted(name for name in REGISTRY if REGISTRY[name].trainable)
-FINE = torch.float64
 
 
 def small(name, choose_in="float32"):
