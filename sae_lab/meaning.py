@@ -137,6 +137,8 @@ def _named(texts: list, other: np.ndarray) -> dict[str, np.ndarray]:
     """Of each pair, what its latents name on the first text, and whether they name the same across the texts."""
     counts = np.array([labels.sum(0) for _, labels in texts])
     usual = ((counts >= POSITIVES) & (counts <= [[HIGHEST * labels.shape[0]] for _, labels in texts])).all(0)
+    if not usual.any():
+        raise ValueError(f"No concept has {POSITIVES} tokens on each of the two texts: give more tokens=.")
     names = np.array([c.name for c in world.concepts()])[usual]
     f1 = [[best_f1(f, labels[:, usual].tocsr()) for f in fired] for fired, labels in texts]
     best = [[reached.argmax(1) for reached, _ in of] for of in f1]  # text, SAE -> latent's concept

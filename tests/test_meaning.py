@@ -51,6 +51,12 @@ def test_what_two_latents_share_by_accident_of_one_text_is_no_agreement():
     assert found["concept"][0] == 0 and found["concept_ceiling"][0] == 0
 
 
+def test_a_text_too_short_to_name_anything_says_so():
+    (found, labels), other = text(0, (0,), (0,)), np.array([0])
+    with pytest.raises(ValueError, match="No concept has 50 tokens on each"):
+        _named([(found, labels), (found, sparse.csr_array(labels.shape, dtype=bool))], other)
+
+
 def test_agreement_is_a_share_of_both_directions():
     """a names concept 0 on both texts, b only on the second: seen from a they agree, seen from b they do not."""
     found = _named([text(0, (0,), (1,)), text(1, (0,), (0,))], np.array([0]))
