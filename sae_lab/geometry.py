@@ -265,20 +265,15 @@ def _in_picture(xy: Float[np.ndarray, "rows 2"], k: int) -> Int[np.ndarray, "row
 
 def main(folder: str) -> None:
     """The process that makes one layout."""
-    from umap import UMAP
-
-    warnings.simplefilter("ignore")  # of a seed that allows one thread, and of no search index: both are meant
     tensors, settings = given(folder)
     rows = torch.arange(len(tensors["index"]))[:, None]
     index = torch.cat([rows, tensors["index"]], 1).numpy()  # UMAP counts a point among its neighbours
     distance = torch.cat([torch.zeros(len(rows), 1), 1 - tensors["cosine"]], 1).clamp(min=0).numpy()
-    made = UMAP(
-        n_neighbors=index.shape[1],
-        min_dist=settings["min_dist"],
-        metric="cosine",
-        random_state=settings["seed"],
-        precomputed_knn=(index, distance),
-    )
+    asked = {"n_neighbors": index.shape[1], "min_dist": settings["min_dist"], "random_state": settings["seed"]}
+    warnings.simplefilter("ignore")  # of a seed that allows one thread, and of no search index: both are meant
+    from umap import UMAP
+
+    made = UMAP(metric="cosine", precomputed_knn=(index, distance), **asked)
     keep(folder, layout=torch.from_numpy(made.fit_transform(tensors["directions"].numpy())))
 
 
