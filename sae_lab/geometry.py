@@ -107,12 +107,11 @@ class LatentMap:
         """
         if not 0 <= dictionary < len(self.names):
             raise ValueError(f"No dictionary {dictionary}: there are 0 to {len(self.names) - 1}.")
-        groups = self.latents.groupby("dictionary").indices
-        mine = groups[dictionary]
+        mine = self._groups[dictionary]
         if not 0 <= latent < len(mine):
             raise ValueError(f"No latent {latent}: {self.names[dictionary]} has latents 0 to {len(mine) - 1}.")
         found = []
-        for rows in (groups[d] for d in range(len(self.names))):
+        for rows in self._groups:
             others = rows[rows != mine[latent]]
             near = nearest(self.directions[mine[latent]][None], self.directions[others], min(n, len(others)))
             found.append(self.latents.iloc[others[near.index[0]]].assign(cosine=near.cosine[0]))
@@ -123,21 +122,25 @@ class LatentMap:
     def table(self) -> pd.DataFrame:
         """One row per dictionary: latents, how many dimensions they span, and their best cosine within and across."""
         rows = []
-        for d, name in enumerate(self.names):
-            rows_of = np.array(self.latents["dictionary"] == d)
-            spanned, curves = dimension(self.directions[rows_of]), self._best(d)
-            row = {"dictionary": name, "latents": int(rows_of.sum()), "participation": spanned.participation}
+        for d, mine in enumerate(self._groups):
+            spanned, curves = dimension(self.directions[mine]), self._best(d)
+            row = {"dictionary": self.names[d], "latents": len(mine), "participation": spanned.participation}
             row |= {"random participation": spanned.chance, "entropy dimension": spanned.entropy}
             rows.append(row | {f"median cosine {where}": float(np.median(c)) for where, c in curves.items()})
         return pd.DataFrame(rows)
 
+    @property
+    def _groups(self) -> list[Int[np.ndarray, " rows"]]:
+        """The rows of each dictionary."""
+        return [np.flatnonzero(self.latents["dictionary"] == d) for d in range(len(self.names))]
+
     def _best(self, dictionary: int) -> dict[str, Float[np.ndarray, " _"]]:
         """The largest cosine of each of its latents with another of its own, and with one of every other dictionary."""
-        groups = {d: rows.copy() for d, rows in self.latents.groupby("dictionary").indices.items()}  # torch writes
+        groups = self._groups
         mine = self.directions[groups[dictionary]]
         return {
             self.names[d]: nearest(mine, self.directions[rows], 1, themselves=d == dictionary).cosine[:, 0]
-            for d, rows in groups.items()
+            for d, rows in enumerate(groups)
         }
 
     @property
@@ -265,20 +268,15 @@ def _in_picture(xy: Float[np.ndarray, "rows 2"], k: int) -> Int[np.ndarray, "row
 
 def main(folder: str) -> None:
     """The process that makes one layout."""
-    from umap import UMAP
-
-    warnings.simplefilter("ignore")  # of a seed that allows one thread, and of no search index: both are meant
     tensors, settings = given(folder)
     rows = torch.arange(len(tensors["index"]))[:, None]
     index = torch.cat([rows, tensors["index"]], 1).numpy()  # UMAP counts a point among its neighbours
     distance = torch.cat([torch.zeros(len(rows), 1), 1 - tensors["cosine"]], 1).clamp(min=0).numpy()
-    made = UMAP(
-        n_neighbors=index.shape[1],
-        min_dist=settings["min_dist"],
-        metric="cosine",
-        random_state=settings["seed"],
-        precomputed_knn=(index, distance),
-    )
+    asked = {"n_neighbors": index.shape[1], "min_dist": settings["min_dist"], "random_state": settings["seed"]}
+    warnings.simplefilter("ignore")  # of a seed that allows one thread, and of no search index: both are meant
+    from umap import UMAP
+
+    made = UMAP(metric="cosine", precomputed_knn=(index, distance), **asked)
     keep(folder, layout=torch.from_numpy(made.fit_transform(tensors["directions"].numpy())))
 
 

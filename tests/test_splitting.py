@@ -4,19 +4,23 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
 from small import identity, small_llama
 
 import sae_lab as sl
+from sae_lab.cli import main
 from sae_lab.directions import chance_cosine, nearest
 from sae_lab.families import CHILDREN, PARENTS, Families, Meeting, Rule, Tree, fired
 from sae_lab.intervals import Redrawn
+from sae_lab.library import save_sae
 from sae_lab.plots import go
 from sae_lab.recovery import Naming
 from sae_lab.saes import SAE, build
 from sae_lab.sparse import Latents, Support
+from sae_lab.splitting import Link, Splitting
 
 D_IN, TOKENS, DOC = 32, 6000, 50
 
@@ -291,3 +295,49 @@ def test_levels_are_compared_with_the_next_ones_latents(lm):
     assert (parent >= 0).sum() > 5 and (parent[parent >= 0] == np.flatnonzero(parent >= 0)).all()
     with pytest.raises(ValueError, match="levels of the SAE"):
         sl.split(made, lm, null=[sae(), sae(seed=1)], **SMALL)
+
+
+def named(concepts: list[str], f1: float = 0.9) -> pd.DataFrame:
+    ids = {c.name: i for i, c in enumerate(sl.world.concepts())}
+    return pd.DataFrame({"concept": concepts, "f1": f1, "id": [ids[c] for c in concepts]})
+
+
+def test_following_the_tree_is_counted_beside_shuffled_children():
+    under = {  # three splits, of which one child keeps its parent's concept, one leaves it, and one has no concept
+        "entity.animal": ["entity.animal.pet.dog", "entity.animal.pet.cat", "entity.animal.pet"],
+        "attribute.colour": ["attribute.colour.red", "attribute.colour.blue"],
+        "attribute.age": ["attribute.age.being", "attribute.age", "entity.animal.pet", "attribute.age.thing.new"],
+    }
+    w = planted()
+    mine = named([*under, *["entity"] * 21])
+    theirs = named(["entity"] * len(w.parent))
+    for p, concepts in enumerate(under.values()):
+        theirs.loc[w.parent == p] = named(concepts).set_axis(np.flatnonzero(w.parent == p))
+    theirs.loc[np.flatnonzero(w.parent == 2)[3], "f1"] = 0.1
+    link = Link("a", "b", families(w, Rule(0.5)), (mine, theirs))
+    found = link.follows()
+    assert (found["splits"], found["children"]) == (3, 8)
+    assert found["below"] == pytest.approx(6 / 8) and found["same"] == pytest.approx(1 / 8)
+    slots, children = (
+        [p for p, n in zip(under, (3, 2, 3)) for _ in range(n)],
+        [c for q in under.values() for c in q[:3]],
+    )
+    chance = np.mean([c.startswith(p + ".") for p in slots for c in children])
+    assert found["below_chance"] == pytest.approx(chance, abs=0.02)
+    assert found["below_low"] <= found["below"] <= found["below_high"]
+    row = link.parents().set_index("parent").loc[0]
+    assert row.concept == "entity.animal" and set(row["children's concepts"]) == set(under["entity.animal"])
+    assert isinstance(Splitting((link,), {"text": "world", "same start": []}).treemap, go.Figure)
+
+
+def test_the_command_line_reads_the_world_by_the_saes_own_model(tmp_path, capsys):
+    small_llama(tmp_path / "llama")
+    runs = []
+    for i, wide in enumerate((None, True, None, None)):
+        runs.append(str(save_sae(sae(seed=i, model=str(tmp_path / "llama"), halves=wide), tmp_path / str(i))))
+    assert main(["split", *runs[:2], "--null", *runs[2:], "--tokens", "600", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {row["kind"] for row in said["shares"]} == {*PARENTS, *CHILDREN}
+    assert said["about"]["text"] == "world" and len(said["tree"]) == 2
+    assert main(["split", runs[0], runs[2]]) == 2
+    assert "two or more widths" in capsys.readouterr().err

@@ -29,7 +29,7 @@ VERBS = {
     "stop": "checkpoint a run and end its process",
 }
 # verbs of `studies`; the others are in `commands`
-STUDIES = ("evaluate", "contexts", "attribute", "doctor")
+STUDIES = ("evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "doctor")
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )

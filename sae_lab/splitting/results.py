@@ -177,7 +177,7 @@ def _flows(links: Sequence[Link]) -> pd.DataFrame:
             old = f"{link.old}: no parent" if parent < 0 else said[PARENTS[f.verdicts[parent, 0]], "parents"]
             flows.append((old, said[kind, "children"]))
     found = pd.DataFrame(flows, columns=["from", "to"])
-    return found.value_counts(sort=False).rename("latents").reset_index()
+    return found.value_counts(sort=False).reset_index(name="latents")
 
 
 def _curves(links: Sequence[Link]) -> pd.DataFrame:
