@@ -89,6 +89,9 @@ def test_pairs_seen_from_the_other_side_are_the_same_pairs():
     there, back = mcc(A, B)[1], mcc(B, A)[1].swapped
     assert torch.equal(there.a, back.a) and torch.equal(there.b, back.b)
     assert torch.equal(there.cosine, back.cosine)
+    once = there.swapped
+    assert torch.equal(once.a, there.b.sort().values)
+    assert dict(zip(once.b.tolist(), once.a.tolist())) == dict(zip(there.a.tolist(), there.b.tolist()))
 
 
 def test_the_nearest_is_the_largest_cosine_of_each_row_whatever_the_chunks(monkeypatch):

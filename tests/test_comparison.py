@@ -62,6 +62,8 @@ def test_encoders_permuted_and_decoders_not_share_nothing():
     found = sl.compare([made(A), made(A.roll(1, 0), A, seed=1)])
     assert value(found, "mcc") == pytest.approx(1, abs=1e-6)
     assert value(found, "shared") == 0 and value(found, "unique") == 1
+    other = sl.compare([made(A), made(rows(80, seed=3), A.flip(0), seed=1)])
+    assert value(other, "mcc") == pytest.approx(1, abs=1e-6) and value(other, "shared") == 0
 
 
 def test_the_opposite_direction_counts_where_signs_do_not():
