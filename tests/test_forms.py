@@ -1,6 +1,7 @@
 """A form is drawn from any variant's knobs: what is typed, what is wrong with it, and the code that says the same."""
 
 import ast
+import json
 import shlex
 import subprocess
 from dataclasses import dataclass, fields
@@ -155,6 +156,8 @@ def test_all_that_is_wrong_is_said_at_once():
 def test_a_knob_that_there_is_not_names_the_nearest():
     with pytest.raises(TypeError, match=r"no knob 'kk'\. Did you mean 'k'\? It has: variant, model"):
         TrainingForm("topk", kk=3)
+    with pytest.raises(KeyError, match=r"No SAE named 'topkk'\. Did you mean 'topk'"):
+        sl.panels.form("topkk", k=3)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +405,7 @@ def test_where_no_widget_runs_there_is_a_table(panel):
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert all(f'<td style="text-align:left">{row.name}</td>' in bundle["text/html"] for row in panel.form.usual)
     assert "sae-lab train batchtopk" in bundle["text/html"] and "http" not in bundle["text/html"]
-    assert repr(panel) == "<form: sl.launch(variant='batchtopk', d_sae=2048, k=16)>"
+    assert repr(panel) == "<form: variant='batchtopk', d_sae=2048, k=16>"
 
 
 def test_a_fault_in_a_callback_is_shown(panel, monkeypatch):
@@ -420,6 +423,14 @@ def words(path: Path) -> list[str]:
         for n in ast.walk(ast.parse(path.read_text()))
         if isinstance(n, ast.Constant) and isinstance(n.value, str)
     ]
+
+
+def test_a_saved_notebook_holds_no_widget_that_would_be_missed():
+    for path in (Path(__file__).parents[1] / "notebooks").glob("*.ipynb"):
+        saved = json.loads(path.read_text())
+        outputs = [out for cell in saved["cells"] for out in cell.get("outputs", ())]
+        assert "widgets" not in saved["metadata"], path.name
+        assert not [out for out in outputs if "widget-view" in " ".join(out.get("data", ()))], path.name
 
 
 def test_no_panel_names_a_variant():

@@ -6,10 +6,11 @@ from typing import Any
 
 import ipywidgets as W
 
+from .. import saes
 from ..knobs import Knob
 from ..launcher import Job
 from . import look
-from .forms import Form, Scale, TrainingForm, typed
+from .forms import Scale, TrainingForm, typed
 from .keys import Keys
 
 LABEL = {"description_width": "9.5rem"}
@@ -67,9 +68,9 @@ def control(row: Knob) -> W.Widget:
 
 
 class FormPanel(W.VBox):
-    """A form to fill in. `knobs` is for sl.launch, `own` for sl.build; `form` is what is behind it, without widgets."""
+    """The form of a training. `knobs` is for sl.launch, `own` for sl.build; `form` is what is behind it, no widgets."""
 
-    def __init__(self, form: Form):
+    def __init__(self, form: TrainingForm):
         self.form, self._fields, self._showing = form, {}, False
         self._usual, self._rest, self._foot = W.VBox(), W.VBox(), W.HTML()
         self._more = W.Accordion([self._rest])
@@ -141,13 +142,16 @@ class FormPanel(W.VBox):
 
     def __repr__(self) -> str:
         errors = self.form.errors
-        return f"<form: to mend: {', '.join(errors)}>" if errors else f"<form: {self.form.call}>"
+        asked = (f"{name}={value!r}" for name, value in self.form.asked.items())
+        return f"<form: to mend: {', '.join(errors)}>" if errors else f"<form: {', '.join(asked)}>"
 
 
 def form(variant: str = Job.variant, **knobs: Any) -> FormPanel:
     """The form of a training, to fill in: form("topk", d_sae=512, k=16). All variants there are can be chosen in it.
 
     Raises:
+        KeyError: if no variant has this name.
         TypeError: for a knob that the variant has not.
     """
+    saes.variant(variant)
     return FormPanel(TrainingForm(variant, **knobs))
