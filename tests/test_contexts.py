@@ -1,6 +1,7 @@
 """Contexts of all latents against plain arithmetic on the same activations, and how a run keeps them."""
 
 import json
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors.numpy import load_file
 from small import identity, small_llama
 
 import sae_lab as sl
+from sae_lab import reading
 from sae_lab.cli import main
 from sae_lab.reading import walk
 from sae_lab.runs import Damaged
@@ -21,6 +23,14 @@ from sae_lab.windows.neighbours import Together, alike
 
 TEXT = [f"Anna à Zürich has {i} pears, and Bruno 🍐 has {i * 3 % 17} plums. They are happy." for i in range(900)]
 SMALL = {"site": "L1R", "text": TEXT, "tokens": 1500, "context": 64}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _many_pages():
+    """Pages of four rows, so that few tokens are several of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "pages", partial(reading.pages, size=256))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +51,9 @@ def sae():
 @pytest.fixture(scope="module")
 def pages(lm):
     blocks = token_blocks(lm.tokenizer, text=TEXT, split="test", context=64)
-    return list(walk(lm, blocks, [sl.Site("L1R")], 1500))
+    read = list(walk(lm, blocks, [sl.Site("L1R")], 1500))
+    assert len(read) > 4
+    return read
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +164,9 @@ def test_windows_are_pieces_of_one_document_with_the_values_of_their_own_tokens(
             assert hits
             assert c.activation > 0
             assert len(c.tokens) == len(c.values) <= 17
+    for of in ("top", "sampled"):  # and nothing of the next document is kept beside them
+        shown = sum(v > 0 for latent in found for c in getattr(found[latent], of) for v in c.values)
+        assert (found.by_latent[f"{of}_value"] > 0).sum() == shown
 
 
 def test_a_sample_is_of_all_firings_and_its_quantiles_are_in_order(found, z):
@@ -229,9 +244,12 @@ def test_a_direction_of_the_head_promotes_its_token_and_its_opposite_suppresses_
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(0.2, 2.0, 32))  # without it in the path other tokens would win
         made.W_dec[0], made.W_dec[1] = head[300] / norm.weight, -7 * head[300] / norm.weight
+        made.W_dec[3] = head[lm.special_ids[0]] * 9 / norm.weight
+        head[lm.special_ids[0]] *= 9  # the token that this direction raises most
         logits = head @ (norm.weight * made.W_dec[2] / made.W_dec[2].square().mean().sqrt())
-    effects = gathering.effects(made, lm, sl.Site("L1R"), np.array([0, 1, 2]))
+    effects = gathering.effects(made, lm, sl.Site("L1R"), np.array([0, 1, 2, 3]))
     norm.weight.data.fill_(1.0)
+    head[lm.special_ids[0]] /= 9
     assert effects["promoted"][0, 0] == effects["suppressed"][1, 0]
     best = (head @ head[300]).argmax().item()  # a longer row may have the higher product
     assert effects["promoted"][0, 0] == best

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -130,23 +129,20 @@ class Contexts:
     common: Arrays
     about: dict[str, Any]
 
-    @cached_property
-    def _row(self) -> dict[int, int]:
-        return {latent: row for row, latent in enumerate(self.by_latent["latent"].tolist())}
-
     def __iter__(self) -> Iterator[int]:
-        return iter(self._row)
+        return iter(self.by_latent["latent"].tolist())
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self.by_latent["latent"])
 
     def __getitem__(self, latent: int) -> Card:
         """Raises:
         KeyError: a latent that is not among them.
         """
-        if latent not in self._row:
-            raise KeyError(f"No latent {latent} here: there are {len(self)}, from {min(self)} to {max(self)}.")
-        row = self._row[latent]
+        latents = self.by_latent["latent"]
+        row = int(np.searchsorted(latents, latent))
+        if row == len(latents) or latents[row] != latent:
+            raise KeyError(f"No latent {latent} here: there are {len(self)}, from {latents[0]} to {latents[-1]}.")
         return Card(
             latent=int(latent),
             density=int(self.by_latent["fired"][row]) / max(1, self.about["tokens"]),
@@ -169,7 +165,7 @@ class Contexts:
         """One row per strongest context of each latent."""
         rows = [
             (latent, density, c.activation, c.text)
-            for (latent, row), density in zip(self._row.items(), self.density)
+            for row, (latent, density) in enumerate(self.density.items())
             for c in self._contexts(row, "top")
         ]
         return pd.DataFrame(rows, columns=["latent", "density", "activation", "text"])

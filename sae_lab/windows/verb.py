@@ -43,15 +43,13 @@ def contexts(
         latents: which ones; default: all.
         text: as in `sl.activations`; default: the text it was trained on, else "world".
         tokens: how many are read at least; default: 1,000,000 for all latents, 100,000 for some.
-        n: how many of a latent's strongest firings are kept, one per document.
-        sampled: how many are drawn at random from all its firings, one per document.
+        n, sampled: how many of a latent's firings are kept: the strongest; drawn at random. One per document in each.
         width: tokens on either side of a firing.
         options: passed on to `reading.held_out`: context, documents, column ...
 
     Raises:
-        ValueError: a latent the SAE does not have, some latents of a run, a run's contexts that were made with other
-            weights, an SAE without a model or with one that it does not fit.
-        FileNotFoundError: a run that holds no contexts of this split.
+        ValueError: a latent that is not there, a model that is not or does not fit, contexts of other weights.
+        FileNotFoundError: a run that holds none of this split.
         Damaged: if a file of theirs was cut short or altered.
     """
     run = None if isinstance(sae, SAE) else sae if isinstance(sae, Run) else Run(sae)
@@ -68,9 +66,7 @@ def contexts(
     found = _kept_as_asked(run, split, made) if run else None
     if found is None:
         found = _gathered(sae, lm, rows, site, blocks, tokens, made)
-        if run:
-            write_contexts(run, split, {"latents": found.by_latent, "common": found.common}, found.about)
-            found = _kept(run, split)
+        found = _keep(run, split, found) if run else found
     return found
 
 
@@ -96,6 +92,11 @@ def _gathered(sae: SAE, lm: LM, rows: np.ndarray, site: Site, blocks: Blocks, to
     by_latent, common = gathering.arrays(lm, site)
     read = {"tokens": gathering.tokens, "documents_read": gathering.documents, "cofiring_on": gathering.together.tokens}
     return Contexts(by_latent, common, made | read)
+
+
+def _keep(run: Run, split: str, found: Contexts) -> Contexts:
+    write_contexts(run, split, {"latents": found.by_latent, "common": found.common}, found.about)
+    return _kept(run, split)
 
 
 def _kept(run: Run, split: str, whole: bool = False) -> Contexts:
