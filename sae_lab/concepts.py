@@ -7,7 +7,6 @@ residual dimensions. "matched" gives the latents as few candidates as there are 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,13 @@ from torch import Tensor
 
 from . import plots
 from .intervals import Estimate, draws, interval
+from .labelled import lineages, page_labels
 from .models import LM
 from .reading import Page, held_out, home, walk
 from .recovery import HIGHEST, Firings, Recovery, choose, score
 from .saes import SAE, build
 from .sites import Site
 from .tiny import world
-from .tiny.world.tree import lineage
 from .tokens import Blocks
 
 POSITIVES = 50  # a concept with fewer held-out positives is shown but not averaged
@@ -155,32 +154,6 @@ def _joined(parts: list[tuple[int, Firings]], tokens: int) -> Firings:
     unit = np.concatenate([f.unit for _, f in parts])
     token = np.concatenate([f.token + start for start, f in parts])
     return Firings(unit, token, np.concatenate([f.value for _, f in parts]), parts[0][1].units, tokens)
-
-
-def lineages(names: tuple[str, ...]) -> sparse.csr_array:
-    """[concepts, concepts]: which concepts each one implies, itself and those above it in the tree."""
-    ids = {name: i for i, name in enumerate(names)}
-    above = [[ids[name] for name in lineage(leaf) if name in ids] for leaf in names]
-    row = np.repeat(np.arange(len(names)), [len(a) for a in above])
-    return sparse.csr_array((np.ones(len(row), bool), (row, np.concatenate(above))), shape=(len(names),) * 2)
-
-
-def page_labels(page: Page, concepts: world.Concepts) -> sparse.csr_array:
-    """Which concepts each kept token of a page carries: [kept tokens, concepts]."""
-    block, size = page.block, len(concepts.names)
-    of, spans = block.doc[page.keep].numpy(), torch.stack([block.start, block.end], -1)[page.keep].numpy()
-    order = np.argsort(of, kind="stable")
-    cuts = np.flatnonzero(np.diff(of[order], prepend=-1, append=-1))
-    tokens, ids = [], []
-    for begin, end in pairwise(cuts):
-        here = order[begin:end]
-        token, concept = world.token_labels(block.texts[of[here[0]] - block.first], spans[here], concepts)
-        tokens.append(here[token])
-        ids.append(concept)
-    token, concept = np.concatenate(tokens), np.concatenate(ids)
-    known = concept < size
-    place = (token[known], concept[known])
-    return sparse.csr_array((np.ones(known.sum(), bool), place), shape=(len(of), size))
 
 
 @torch.no_grad()

@@ -114,3 +114,14 @@ def home(sae: SAE, site: str | Site | None) -> Site:
     if not found:
         raise ValueError("This SAE does not know where it was trained: give site=, for example site='L3R'.")
     return Site(found)
+
+
+def own_directions(sae: SAE, site: str | Site | None) -> Site:
+    """The SAE's site, if its decoder rows are directions of what it reads.
+
+    Raises:
+        ValueError: for a transcoder.
+    """
+    if sae.cfg.transcode:
+        raise ValueError("A transcoder's decoder rows are no directions of what it reads. Give an SAE.")
+    return home(sae, site)
