@@ -227,7 +227,7 @@ def page_labels(page: Page, concepts: world.Concepts) -> sparse.csr_array:
     of, spans = block.doc[page.keep].numpy(), torch.stack([block.start, block.end], -1)[page.keep].numpy()
     order = np.lexsort((spans[:, 0], of))
     cuts = np.flatnonzero(np.diff(of[order], prepend=-1, append=-1))
-    tokens, ids = [], []
+    tokens, ids = [np.zeros(0, int)], [np.zeros(0, int)]  # a page may hold no token that counts
     for begin, end in pairwise(cuts):
         here = order[begin:end]
         token, concept = _on_tokens(block.texts[of[here[0]] - block.first], spans[here], concepts)
@@ -261,16 +261,18 @@ def examples(lm: LM, site: Site, blocks: Blocks, labels: Labels, saes: dict[str,
     for page in walk(lm, blocks, [site], tokens, next(iter(saes.values()), None)):
         carried = page_labels(page, world.Concepts(labels.stored))
         rows = np.flatnonzero(np.diff(carried.indptr))
+        if not len(rows):
+            continue
         x = page.acts[site][torch.from_numpy(rows).to(page.acts[site].device)]
         acts.append(x.cpu().numpy())
         truth.append((carried[rows] @ labels.above).astype(bool))
         docs.append(page.doc[rows])
         for name, sae in saes.items():
             found[name].append(codes(sae, x))
-    doc, z = np.concatenate(docs), {name: sparse.vstack(parts, "csr") for name, parts in found.items()}
-    if not len(doc):
+    if not docs:
         raise ValueError("No token of this text has a label: is it the text that the labels are of?")
-    doc = np.unique(doc, return_inverse=True)[1]
+    z = {name: sparse.vstack(parts, "csr") for name, parts in found.items()}
+    doc = np.unique(np.concatenate(docs), return_inverse=True)[1]
     made = Examples(np.concatenate(acts), z, sparse.csr_array(sparse.vstack(truth)), doc)
     return _pooled(made) if labels.pooled else made
 

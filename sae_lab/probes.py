@@ -67,7 +67,7 @@ def best_cut(score: Float[np.ndarray, " rows"], y: Truth) -> float:
     return float((falling[best] + falling[min(best + 1, len(falling) - 1)]) / 2) if best + 1 < len(falling) else -np.inf
 
 
-def mean_differences(z: "Features | sparse.csr_array", labels: sparse.csr_array) -> Float[np.ndarray, "labels d"]:
+def mean_differences(z: Features | sparse.sparray, labels: sparse.csr_array) -> Float[np.ndarray, "labels d"]:
     """Mean of each column over the rows with a label less its mean over those without."""
     y = labels.astype(np.float64)
     positive = np.asarray(y.sum(0)).ravel()[:, None]
@@ -81,13 +81,13 @@ def tally(on: Truth, y: Truth, doc: Int[np.ndarray, " rows"], docs: int) -> Tall
     return np.stack([np.bincount(doc, weights=w, minlength=docs) for w in (on & y, on, y, np.ones(len(y)))], axis=1)
 
 
-def f1_of(counts: Float[np.ndarray, "*lead 4"]) -> Float[np.ndarray, "*lead"]:
+def f1_of(counts: Float[np.ndarray, "*lead 4"]) -> Float[np.ndarray, "*lead"] | float:
     """F1 at the natural rate, from sums of tallies; 0 where there is nothing."""
     hit, called, positive, _ = np.moveaxis(counts, -1, 0)
     return 2 * hit / np.maximum(called + positive, 1)
 
 
-def accuracy_of(counts: Float[np.ndarray, "*lead 4"]) -> Float[np.ndarray, "*lead"]:
+def accuracy_of(counts: Float[np.ndarray, "*lead 4"]) -> Float[np.ndarray, "*lead"] | float:
     """Balanced accuracy: the accuracy if both classes were equally frequent; NaN where one is missing."""
     hit, called, positive, rows = np.moveaxis(counts, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):

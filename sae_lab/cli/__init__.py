@@ -12,6 +12,8 @@ VERBS = {
     "train": "train one SAE: sae-lab train VARIANT [options]",
     "sweep": "train variants x k x d_sae x seeds on one stream and compare them at equal L0",
     "evaluate": "measure a trained SAE on held-out text: sae-lab evaluate RUN",
+    "absorption": "how often a child's latent silences its parent's: sae-lab absorption RUN [--letters prompt]",
+    "probe": "how well a few latents tell labels: sae-lab probe RUN [--labels FILE.csv]",
     "doctor": "what went wrong in a run, by its record, and what to do about it: sae-lab doctor RUN",
     "cite": "BibTeX of what a run used: sae-lab cite RUN",
     "runs": "list the runs of a folder",
@@ -22,7 +24,7 @@ VERBS = {
     "resume": "let a paused run go on, or start a stopped or killed one again from its last checkpoint",
     "stop": "checkpoint a run and end its process",
 }
-STUDIES = ("evaluate", "doctor")  # verbs of `studies`; the others are in `commands`
+STUDIES = ("evaluate", "doctor", "absorption", "probe")  # verbs of `studies`; the others are in `commands`
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 
 from ..intervals import draws, interval
-from ..labelled import MANY, SPLIT, Examples, examples, read_labels, read_parts, stacked
+from ..labelled import MANY, SPLIT, Examples, Labels, examples, read_labels, read_parts, stacked
 from ..models import LM
 from ..probes import fit, mean_differences
 from ..reading import own_directions
@@ -49,17 +49,7 @@ def scr(
     """
     site = own_directions(sae, site)
     made = read_labels(labels, column, (*target, *spurious), True)
-    if made.about["text"] == "world":
-        pairs = [[a, b] for a in target for b in spurious]
-        learnt, held = (
-            stacked([
-                examples(lm, site, made.blocks(lm, part, seed, where=pair, **options), made, {"": sae}, tokens)
-                for pair in pairs
-            ])
-            for part in SPLIT
-        )  # fmt: skip
-    else:
-        learnt, held = read_parts(lm, site, made, {"": sae}, MANY, seed, **options)
+    learnt, held = _read(sae, lm, site, made, tokens, seed, **options)
     cell, cell_held = (_cells(rows, made.names) for rows in (learnt, held))
     found = [_one_way(sae, learnt, held, cell, cell_held, role, n, seed) for role in (0, 1)]
     worse = int(found[1][0][0] < found[0][0][0])
@@ -74,6 +64,15 @@ def scr(
     about = {"site": str(site), "row": "document", "rows": len(held.doc), "seed": seed, "probed": ROLES[worse]}
     about |= made.about | {"target": list(target), "spurious": list(spurious), "status": "debated"}
     return Perturbation("SCR", {many: interval(scores[worse][many]) for many in n}, table, about)
+
+
+def _read(sae: SAE, lm: LM, site: Site, made: Labels, tokens: int, seed: int, **options: Any) -> list[Examples]:
+    """Both parts; of the world, as many tokens of each combination of labels."""
+    if made.about["text"] != "world":
+        return read_parts(lm, site, made, {"": sae}, MANY, seed, **options)
+    pairs = [[a, b] for a in made.names[:2] for b in made.names[2:]]
+    blocks = [[made.blocks(lm, part, seed, where=pair, **options) for pair in pairs] for part in SPLIT]
+    return [stacked([examples(lm, site, b, made, {"": sae}, tokens) for b in part]) for part in blocks]
 
 
 def _cells(rows: Examples, names: tuple[str, ...]) -> Int[np.ndarray, " rows"]:
