@@ -333,3 +333,39 @@ def cosines(curves: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title_text="largest cosine")
     figure.update_yaxes(title_text="share of latents", rangemode="tozero")
     return style(figure, 380)
+
+
+def probed(table: pd.DataFrame, chance: float) -> go.Figure:
+    """Mean F1 of probes against the number of units, a line per kind; all raw activations and chance as levels."""
+    figure = go.Figure()
+    for i, (units, rows) in enumerate(table.query("k != 'all'").groupby("units", sort=False)):
+        band = {"array": rows["f1_high"] - rows["f1"], "arrayminus": rows["f1"] - rows["f1_low"], "thickness": 1.2}
+        look = {"mode": "lines+markers", "line": {"color": COLOURS[i]}, "name": units}
+        figure.add_scatter(x=rows["k"].astype(str), y=rows["f1"], error_y=band, **look)
+    for level, name in ((table.query("k == 'all'")["f1"].max(), "all raw activations"), (chance, "chance")):
+        figure.add_hline(y=level, line_dash="dot", line_color="#64748b", annotation_text=name)
+    figure.update_xaxes(title_text="units per probe", type="category")
+    figure.update_yaxes(title_text="mean F1 on held-out text", range=[0, 1.04])
+    return style(figure)
+
+
+def reaching(table: pd.DataFrame, x: str, y: str, title: str) -> go.Figure:
+    """A score against how many latents were ablated, with its interval."""
+    band = {"array": table["high"] - table[y], "arrayminus": table[y] - table["low"], "thickness": 1.2}
+    figure = go.Figure(go.Scatter(x=table[x].astype(str), y=table[y], error_y=band, mode="lines+markers"))
+    figure.update_xaxes(title_text=f"{x} ablated", type="category")
+    figure.update_yaxes(title_text=title, rangemode="tozero")
+    return style(figure)
+
+
+def absorbed(table: pd.DataFrame, top: int = 30) -> go.Figure:
+    """Children on whose tokens a parent's latent is silent: by a child's latent that took its place, and anyway."""
+    rows = table.head(top).iloc[::-1]
+    names = {"absorbed": "absorbed by a latent of the child", "sibling_silent": "missed on siblings"}
+    figure = go.Figure()
+    for i, (column, label) in enumerate(names.items()):
+        look = {"mode": "markers", "name": label, "marker": {"color": COLOURS[i], "size": 9 - 2 * i}}
+        figure.add_scatter(x=rows[column], y=rows["child"] + " in " + rows["parent"], **look)
+    figure.update_xaxes(title_text="share of the tokens that the probe calls", range=[-0.02, 1.02])
+    figure.update_yaxes(dtick=1)
+    return style(figure, 120 + 18 * len(rows))

@@ -148,3 +148,14 @@ def fitting(sae: SAE, lm: LM, site: str | Site | None) -> Site:
             "site that it was trained on."
         )
     return found
+
+
+def own_directions(sae: SAE, site: str | Site | None) -> Site:
+    """The SAE's site, if its decoder rows are directions of what it reads.
+
+    Raises:
+        ValueError: for a transcoder.
+    """
+    if sae.cfg.transcode:
+        raise ValueError("A transcoder's decoder rows are no directions of what it reads. Give an SAE.")
+    return home(sae, site)

@@ -10,11 +10,12 @@ import pytest
 FLOORS = [
     {"shapes", "knobs", "sites"},
     {"sources", "sparse", "plots", "tiny", "peers"},
-    {"toys", "saes", "metrics", "directions", "intervals", "recovery", "matching", "models", "tokens"},
+    {"toys", "saes", "metrics", "directions", "intervals", "probes", "recovery", "matching", "models", "tokens"},
     {"harvest", "reading", "runs", "pretrained", "labels", "families"},
+    {"labelled"},
     {
         *("training", "evaluation", "concepts", "windows", "steering", "explanation", "comparison"),
-        *("bench", "citing", "diagnosis", "attribution", "splitting", "geometry"),
+        *("bench", "citing", "diagnosis", "attribution", "splitting", "geometry", "absorption", "probing"),
     },
     {"launcher", "library", "report", "meaning"},
     {"sweeps", "suites"},

@@ -18,6 +18,8 @@ VERBS = {
     "compare": "what SAEs of one site have in common: sae-lab compare RUN RUN ...",
     "contexts": "what each latent fires on, kept in the run: sae-lab contexts RUN --latents 12 40",
     "attribute": "what each latent does to a prompt's next token: sae-lab attribute RUN PROMPT --of A B",
+    "absorption": "how often a child's latent silences its parent's: sae-lab absorption RUN [--letters prompt]",
+    "probe": "how well a few latents tell labels: sae-lab probe RUN [--labels FILE.csv]",
     "doctor": "what went wrong in a run, by its record, and what to do about it: sae-lab doctor RUN",
     "cite": "BibTeX of what a run used: sae-lab cite RUN",
     "runs": "list the runs of a folder",
@@ -28,8 +30,18 @@ VERBS = {
     "resume": "let a paused run go on, or start a stopped or killed one again from its last checkpoint",
     "stop": "checkpoint a run and end its process",
 }
-# verbs of `studies`; the others are in `commands`
-STUDIES = ("evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "doctor")
+STUDIES = {"evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "absorption", "probe", "doctor"}
+    "evaluate",
+    "agree",
+    "split",
+    "geometry",
+    "compare",
+    "contexts",
+    "attribute",
+    "absorption",
+    "probe",
+    "doctor",
+]
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )

@@ -16,12 +16,16 @@ from transformers.utils import logging
 from sae_lab.models.lm import LM
 
 EMBEDDED = ("tiny", "tiny-chat")
+UNTRAINED = "untrained:"
 FAMILY = "Llama, Mistral, Qwen2, Qwen3, Gemma, Phi-3"
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp.down_proj")  # of every layer
 
 
 def load_model(name: str | Path, device: str | None = None, dtype: Any = None) -> LM:
     """A language model by name: "tiny", "tiny-chat", a folder in Hugging Face's layout, or a hub name.
+
+    "untrained:NAME" is the model of that name with weights as training would begin with them: the control that shows
+    what an SAE finds by text and architecture alone (Heap et al. 2025, arXiv:2501.17727).
 
     `device` is a CUDA device where there is one, else the CPU. `dtype` ("bfloat16", torch.float16 ...) is float32 on a
     CPU and the stored one elsewhere.
@@ -32,6 +36,9 @@ def load_model(name: str | Path, device: str | None = None, dtype: Any = None) -
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = _dtype(dtype, device)
+    if str(name).startswith(UNTRAINED):
+        lm = load_model(str(name).removeprefix(UNTRAINED), str(device), dtype)
+        return LM(str(name), _forgetful(lm.module), lm.tokenizer)
     if str(name) in EMBEDDED:
         from sae_lab import tiny
 
@@ -45,6 +52,14 @@ def load_model(name: str | Path, device: str | None = None, dtype: Any = None) -
         tokenizer = _ask(name, lambda: AutoTokenizer.from_pretrained(source))
         module = _weights(name, source, kind)
     return LM(str(name), module.to(device), tokenizer)
+
+
+def _forgetful(module: torch.nn.Module) -> torch.nn.Module:
+    """A model like it with fresh weights, the same at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        fresh = AutoModelForCausalLM.from_config(module.config, dtype=module.dtype)
+    return fresh.eval().requires_grad_(False).to(module.device)
 
 
 def _source(name: str) -> str:
