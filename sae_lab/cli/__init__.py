@@ -30,18 +30,9 @@ VERBS = {
     "resume": "let a paused run go on, or start a stopped or killed one again from its last checkpoint",
     "stop": "checkpoint a run and end its process",
 }
-STUDIES = {"evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "absorption", "probe", "doctor"}
-    "evaluate",
-    "agree",
-    "split",
-    "geometry",
-    "compare",
-    "contexts",
-    "attribute",
-    "absorption",
-    "probe",
-    "doctor",
-]
+# verbs of `studies`; the others are in `commands`
+STUDIES = ("evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "absorption", "probe")
+STUDIES += ("doctor",)
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )
