@@ -301,6 +301,12 @@ def test_seeds_may_read_a_text_of_their_own(made_up, tmp_path):
     assert same({"": other.state_dict()}, {"": Run(apart.rows[1]["run"]).sae.state_dict()})
 
 
+def test_every_width_has_seeds_of_its_own_so_that_none_begins_as_the_first_rows_of_another():
+    plan = Plan.of("topk", **SMALL | {"d_sae": [24, 48]}, same_data=False)
+    assert [(a.d_sae, a.seed) for a in plan.saes if a.k == 2] == [(24, 0), (24, 1), (48, 2), (48, 3)]
+    assert [sorted({asked.seed for asked in group}) for group in plan.groups] == [[0, 2], [1, 3]]
+
+
 def test_peers_of_one_that_diverges_are_not_trained_without_it(broken, made_up, tmp_path, monkeypatch):
     monkeypatch.setattr(REGISTRY["broken"], "needs", frozenset({"peers"}))
     monkeypatch.setattr(REGISTRY["broken"], "trouble", 1)

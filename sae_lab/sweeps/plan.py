@@ -30,6 +30,9 @@ class Asked(NamedTuple):
 class Plan(Checked):
     """Variants x k x d_sae x seeds, and in `job` what they share: model, site, text, tokens and the rest.
 
+    Each d_sae has seeds of its own: with the same ones a narrow dictionary would begin as the first rows of a wide one,
+    and after training they would share more latents than two widths do.
+
     Every SAE sees the same rows in the same order, whoever shares its pass, and ends at the bits it would have alone:
     the stream is begun anew for each group, and the rows that some variants look at before their first step are read
     for all. It carries what any variant needs, for all: "patched_kl" makes it whole contexts, not shuffled. What an SAE
@@ -84,8 +87,8 @@ class Plan(Checked):
     @property
     def saes(self) -> list[Asked]:
         """Every SAE that is asked for."""
-        seeds = range(self.job.seed, self.job.seed + self.seeds)
-        return [Asked(*row) for row in product(self.variants, self.k, self.d_sae, seeds)]
+        every = product(self.variants, self.k, enumerate(self.d_sae), range(self.seeds))
+        return [Asked(v, k, d_sae, self.job.seed + of * self.seeds + i) for v, k, (of, d_sae), i in every]
 
     @property
     def needs(self) -> frozenset[str]:
@@ -137,7 +140,7 @@ class Plan(Checked):
         return self
 
     def _text_seed(self, asked: Asked) -> int:
-        apart = 0 if self.same_data or self.peers(asked) else asked.seed - self.job.seed
+        apart = 0 if self.same_data or self.peers(asked) else (asked.seed - self.job.seed) % self.seeds
         return self.job.text_seed + apart
 
 
