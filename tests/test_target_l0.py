@@ -178,3 +178,25 @@ def test_where_a_token_keeps_k_latents_the_target_is_k(name):
 def test_a_target_that_cannot_be_says_why(variant, config, says):
     with pytest.raises(ValueError, match=says):
         configured(variant, d_in=16, d_sae=64, **config)
+
+
+@pytest.mark.parametrize("name", PENALISED)
+def test_a_steered_sae_starts_sparse_and_every_latent_fires_as_often(name):
+    x = torch.cat([rows.x for rows in (planted().next(4096)["L0R"] for _ in range(2))])
+    sae = small(name, start_l0=6.0)
+    sae.prepare(x, x)
+    z = sae.encode(x)
+    density = torch.bincount(z.support.latent[z.value > 0].long(), minlength=48) / len(x)
+    bound = 0.25 if name == "jumprelu" else 1e-3  # its thresholds stand a little above the biases
+    assert (density - 6 / 48).abs().max() < bound * 6 / 48 + 1e-3
+
+
+def test_where_nothing_is_steered_an_sae_starts_as_the_paper_does():
+    x = planted().next(512)["L0R"].x
+    for sae in (small("relu", target_l0=None), small("relu", encoder_bias=False), small("relu", target_l0=3.0)):
+        sae.prepare(x, x)  # ten times 3 is more than half of the latents, which is where it starts anyway
+        assert sae.starting_l0 is None and (sae.b_enc is None or not sae.b_enc.any())
+    wide = build("relu", d_in=16, d_sae=960, target_l0=4, choose_in="float32")
+    assert wide.starting_l0 == 40
+    list(train(wide, planted(), 128, **KNOBS))
+    assert wide.b_enc.mean() < 0  # the loop shows it the sample

@@ -16,6 +16,8 @@ from .control import L0Controller
 from .losses import power, ramp
 
 REGISTRY: dict[str, type["SAE"]] = {}
+START = 10  # times target_l0: L0 of the first step where a price is moved
+PIECE = 2048  # latents that a first sample is shown to at a time
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,13 @@ class SAE(nn.Module, ABC):
             1e-2,
             1e6,
             "mean L0 to end with: k where there is a k, else the penalty's price is moved until it is met",
+        )
+        start_l0: float | None = knob(
+            None,
+            1e-2,
+            1e6,
+            "mean L0 of the first step, every latent firing as often, by the biases; None: as the paper starts, or 10 x "
+            "target_l0 where a price is moved",
         )
         encoder_bias: bool = knob(True, help="whether latents have a bias of their own; without, b_enc does not exist")
         transcode: bool = knob(False, help="whether it predicts another activation than it reads, as at a TC site")
@@ -214,8 +223,22 @@ class SAE(nn.Module, ABC):
         most = power(batch.target) / penalty.detach().clamp(min=1e-12)
         return warm * self.control(z.l0, most, batch.progress, warm == 1.0) * penalty
 
+    @property
+    def starting_l0(self) -> float | None:
+        """L0 of the first step, if the biases are to set it: dense batches of a young SAE are slow, and steered far."""
+        steered = START * self.control.target if self.control is not None else None
+        asked = self.cfg.start_l0 or steered
+        return None if self.b_enc is None or asked is None or asked >= self.cfg.d_sae / 2 else asked
+
+    @torch.no_grad()
     def prepare(self, x: Rows, target: Rows) -> None:
         """Before the first step: set what the paper sets from a first sample of (scaled) activations."""
+        if self.starting_l0 is None:
+            return
+        x = x if self.centre is None else x - self.centre
+        over = len(x) - max(1, round(len(x) * self.starting_l0 / self.cfg.d_sae))
+        for some in torch.arange(self.cfg.d_sae, device=x.device).split(PIECE):
+            self.b_enc[some] = -(x @ self.W_enc[some].T).kthvalue(max(1, over), dim=0).values
 
     def after_step(self) -> Tensor | None:
         """Restore invariants once the optimiser has moved the weights; may return latents whose moments it forgets."""

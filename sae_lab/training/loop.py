@@ -203,7 +203,7 @@ class _Training:
     def _prepare(self) -> None:
         """Shows a first sample to the fresh SAEs that want one."""
         fresh = [m for m in self.members if not m.trained_before]
-        wanting = [m for m in fresh if type(m.sae).prepare is not SAE.prepare]
+        wanting = [m for m in fresh if type(m.sae).prepare is not SAE.prepare or m.sae.starting_l0]
         tokens = self.config.sample or (SAMPLE if wanting else 0)
         sample = self._draw(tokens) if tokens else {}
         with drawing(self.rng):
