@@ -25,6 +25,8 @@ _ROOM = {
     "split": "splitting",
     "map_latents": "geometry",
     "attribute": "attribution",
+    "explain": "explanation",
+    "validate": "validity",
     "probe": "probing",
     "tpp": "probing",
     "scr": "probing",
@@ -41,7 +43,16 @@ _ROOM = {
     "Run": "runs",
     "world": "tiny",
 }
-_ROOMS = ("panels", "plots", "runs", "saes", "steering", "sweeps", "toys")  # what a notebook reaches by name: sl.plots
+_ROOMS = (
+    "explanation",
+    "panels",
+    "plots",
+    "runs",
+    "saes",
+    "steering",
+    "sweeps",
+    "toys",
+)  # what a notebook reaches by name: sl.plots
 __all__ = sorted([*_ROOM, *_ROOMS])
 
 

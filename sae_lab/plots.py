@@ -369,3 +369,28 @@ def absorbed(table: pd.DataFrame, top: int = 30) -> go.Figure:
     figure.update_xaxes(title_text="share of the tokens that the probe calls", range=[-0.02, 1.02])
     figure.update_yaxes(dtick=1)
     return style(figure, 120 + 18 * len(rows))
+
+
+def spreads(numbers: pd.DataFrame, chance: dict[str, float]) -> go.Figure:
+    """How each column's numbers spread, a violin each, with its chance level."""
+    figure = go.Figure()
+    for i, name in enumerate(numbers):
+        look = {"name": name, "line_color": COLOURS[i % len(COLOURS)], "meanline_visible": True, "spanmode": "hard"}
+        figure.add_trace(go.Violin(y=numbers[name], points="all", marker={"size": 3, "opacity": 0.5}, **look))
+    levels = {"color": "#64748b", "symbol": "line-ew-open", "size": 40, "line": {"width": 1.5}}
+    level = go.Scatter(x=list(numbers), y=[chance[n] for n in numbers], mode="markers", marker=levels, name="chance")
+    figure.add_trace(level)
+    figure.update_traces(showlegend=False, selector={"type": "violin"})
+    figure.update_yaxes(title_text="score")
+    return style(figure)
+
+
+def ranked(table: pd.DataFrame, name: str, title: str) -> go.Figure:
+    """A row per name, its value and its interval, beside zero."""
+    reach = {"array": table["high"] - table["value"], "arrayminus": table["value"] - table["low"], "thickness": 1.4}
+    marks = {"color": COLOURS[0], "size": 9}
+    figure = go.Figure(go.Scatter(x=table["value"], y=table[name], error_x=reach, mode="markers", marker=marks))
+    figure.add_vline(0, line={"dash": "dot", "color": "#64748b"})
+    figure.update_yaxes(autorange="reversed", dtick=1)
+    figure.update_xaxes(title_text=title, range=[-1, 1])
+    return style(figure, 120 + 26 * len(table))

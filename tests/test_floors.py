@@ -17,8 +17,9 @@ FLOORS = [
         *("training", "evaluation", "concepts", "windows", "steering", "explanation", "comparison"),
         *("bench", "citing", "diagnosis", "attribution", "splitting", "geometry", "absorption", "probing"),
     },
-    {"launcher", "library", "report", "meaning"},
-    {"sweeps", "suites"},
+    {"launcher", "library", "report", "meaning", "validity"},
+    {"sweeps"},
+    {"suites"},
     {"panels", "cli"},
 ]
 ONLY = {  # a library and the rooms that may import it

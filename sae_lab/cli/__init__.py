@@ -17,6 +17,8 @@ VERBS = {
     "geometry": "map the directions of several SAEs: sae-lab geometry RUN ...",
     "compare": "what SAEs of one site have in common: sae-lab compare RUN RUN ...",
     "contexts": "what each latent fires on, kept in the run: sae-lab contexts RUN --latents 12 40",
+    "explain": "what latents fire on, in words, and how good those are: sae-lab explain RUN --latents 12 40",
+    "validity": "what scores of latents are worth against true concepts: sae-lab validity RUN [--peers RUN RUN]",
     "attribute": "what each latent does to a prompt's next token: sae-lab attribute RUN PROMPT --of A B",
     "absorption": "how often a child's latent silences its parent's: sae-lab absorption RUN [--letters prompt]",
     "probe": "how well a few latents tell labels: sae-lab probe RUN [--labels FILE.csv]",
@@ -30,6 +32,7 @@ VERBS = {
     "resume": "let a paused run go on, or start a stopped or killed one again from its last checkpoint",
     "stop": "checkpoint a run and end its process",
 }
+WORDS = ("explain", "validity")  # verbs of `words`
 # verbs of `studies`; the others are in `commands`
 STUDIES = ("evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "absorption", "probe")
 STUDIES += ("doctor",)
@@ -53,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sae-lab: no verb {verb!r}. Known: {', '.join(VERBS)}.", file=sys.stderr)
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    as_json, room = "--json" in rest, "studies" if verb in STUDIES else "commands"
+    as_json, room = "--json" in rest, "words" if verb in WORDS else "studies" if verb in STUDIES else "commands"
     return guarded(
         lambda: getattr(import_module(f"{__name__}.{room}"), f"run_{verb}")([a for a in rest if a != "--json"], as_json)
     )

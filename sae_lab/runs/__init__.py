@@ -3,6 +3,7 @@
 from .checkpoints import Checkpoint, Checkpoints
 from .files import Damaged, DiskFull
 from .latents import read_contexts, weights_of, write_contexts
+from .lines import Lines
 from .lock import RunInUse, lives
 from .run import UNFINISHED, Run, find_runs, fresh
 from .store import read_sae, write_sae

@@ -118,8 +118,8 @@ class SAE(nn.Module, ABC):
             None,
             1e-2,
             1e6,
-            "mean L0 of the first step, every latent firing as often, by the biases; None: as the paper starts, or 10 x "
-            "target_l0 where a price is moved",
+            "mean L0 of the first step, by the biases, every latent firing as often; None: as the paper starts, or "
+            "10 x target_l0 where a price is moved",
         )
         encoder_bias: bool = knob(True, help="whether latents have a bias of their own; without, b_enc does not exist")
         transcode: bool = knob(False, help="whether it predicts another activation than it reads, as at a TC site")
