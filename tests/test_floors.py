@@ -18,7 +18,8 @@ FLOORS = [
         *("bench", "citing", "diagnosis", "attribution", "splitting", "geometry", "absorption", "probing"),
     },
     {"launcher", "library", "report", "meaning"},
-    {"sweeps", "suites"},
+    {"sweeps"},
+    {"suites"},
     {"panels", "cli"},
 ]
 ONLY = {  # a library and the rooms that may import it
