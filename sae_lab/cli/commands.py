@@ -124,7 +124,7 @@ def run_suite(argv: list[str], as_json: bool) -> None:
     made = options("SuiteOptions", sweeps.Plan, Job, TrainConfig, doc=doc, hidden=hidden, **more)
     given = vars(parsed(made, argv, "suite"))
     folder, tokens = given.pop("folder"), given.pop("studied")
-    plan = suites.asked((), folder, **given).check()
+    plan = suites.asked(folder, **given).check()
     try:
         for _ in watched(sweeps.run_sweep(plan, folder), Path(folder).name):
             pass

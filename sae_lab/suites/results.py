@@ -109,22 +109,11 @@ class Suite:
             links = [link for link in links if "refused" not in link]
             row = {"variant": variant, "k": k, "from": small, "to": large, "seeds": len(links)}
             for name, (side, kind) in KINDS.items():
-                row |= _spread(name, Estimate.mean([link[side][kind]["share"] for link in links]))
+                row |= _spread(name, _share(Estimate.mean([link[side][kind]["share"] for link in links])))
                 nulls = {tuple(link["saes"][1:]): link[side][kind]["null"] for link in links if len(link["saes"]) > 2}
-                row |= _spread(f"{name}_null", _jackknifed(nulls))
+                row |= _spread(f"{name}_null", _share(_jackknifed(nulls)))
             rows.append(row)
         return pd.DataFrame(rows)
-
-    @property
-    def saes(self) -> pd.DataFrame:
-        """One row per SAE."""
-        rows = []
-        for row in self.sweep.rows:
-            row = dict(row)
-            for name, (study, number) in OVER_SEEDS.items():
-                row |= _spread(name, _estimate(self._of(study, row["run"]).get(number, {})))
-            rows.append(row)
-        return pd.DataFrame(rows).drop(columns=["said", "run"])
 
     @property
     def refused(self) -> dict[str, str]:
@@ -135,7 +124,9 @@ class Suite:
     @property
     def figure(self):
         """PW-MCC, shared, absorption, concept F1 and FVU over d_sae, with what chance gives (plotly)."""
-        return plots.numbers(pd.DataFrame(self._points()), "d_sae", {"d_sae": "latents"}, by="variant")
+        figure, widths = plots.numbers(pd.DataFrame(self._points()), "d_sae", {}, by="variant"), self.sweep.plan.d_sae
+        ticks = {"tickvals": widths, "ticktext": [f"{d_sae:,}" for d_sae in widths]}
+        return figure.update_xaxes(type="log", title_text="latents", minor={"showgrid": False}, **ticks)
 
     @property
     def splits_figure(self):
@@ -204,6 +195,10 @@ def _jackknifed(nulls: dict[tuple[str, ...], float]) -> Estimate:
     without = [[v for pair, v in nulls.items() if seed not in pair] for seed in seeds if len(seeds) > 2]
     mean = float(np.mean([*nulls.values()])) if nulls else np.nan
     return Estimate.jackknife(mean, [float(np.mean(rest)) for rest in without])
+
+
+def _share(e: Estimate) -> Estimate:
+    return Estimate(e.value, *np.clip([e.low, e.high], 0.0, 1.0).tolist())
 
 
 def _known(value: float | None) -> float:

@@ -40,7 +40,7 @@ def suite(
         ValueError, KeyError, TypeError, FileNotFoundError, RunInUse: as `sweep`.
         RuntimeError: if the sweep is told to stop.
     """
-    plan = asked(variants, folder, **knobs).check()
+    plan = asked(folder, variants, **knobs).check()
     for _ in run_sweep(plan, folder):
         pass
     for _ in run_studies(plan, folder, studied):
@@ -48,7 +48,7 @@ def suite(
     return Suite.load(folder, studied)
 
 
-def asked(variants: Any, folder: str | Path, **knobs: Any) -> Plan:
+def asked(folder: str | Path, variants: Any = (), **knobs: Any) -> Plan:
     """The sweep that these knobs describe; `sample`, if nothing is said of it, is that of the sweep in the folder."""
     there = Run(folder)
     if knobs.get("sample") is None and there.exists and there.config.get("kind") == "sweep":
