@@ -302,6 +302,10 @@ def test_the_picture_has_a_panel_per_number_a_line_per_variant_and_chance():
     assert first[0].x.tolist() == WIDTHS and first[0].error_y.array.tolist() == pytest.approx([0.1] * 3)
     assert [trace.name for trace in figure.data if trace.xaxis == "x3"] == VARIANTS
     splits = suite.splits_figure
+    assert {(trace.name.endswith("null"), *set(trace.marker.symbol)) for trace in splits.data} == {
+        (False, "circle"),
+        (True, "circle-open"),
+    }
     names = ["256 to 1,024", "256 to 1,024, null", "1,024 to 4,096", "1,024 to 4,096, null"]
     assert [trace.name for trace in splits.data if trace.xaxis == "x"] == names
 

@@ -130,14 +130,16 @@ class Suite:
 
     @property
     def splits_figure(self):
-        """Shares of shared, split and new latents beside their nulls (plotly)."""
+        """Shares of shared, split and new latents beside their nulls, which are open (plotly)."""
         rows = []
         for row in self.splits.to_dict("records"):
             pair = f"{row['from']:,} to {row['to']:,}"
             for name in ("shared", "split", "new"):
                 for number, by in ((name, pair), (f"{name}_null", f"{pair}, null")):
-                    rows.append({"number": name, "variant": row["variant"], "by": by, **_point(row, number)})
-        return plots.numbers(pd.DataFrame(rows), "variant", {}, by="by")
+                    where = {"number": name, "variant": row["variant"], "by": by, "matched": number == name}
+                    rows.append(where | _point(row, number))
+        figure = plots.numbers(pd.DataFrame(rows), "variant", {"variant": ""}, by="by")
+        return figure.update_layout(scattermode="group", scattergap=0.5).update_xaxes(automargin=True)  # side by side
 
     def to_json(self) -> dict[str, Any]:
         return plain_json(
