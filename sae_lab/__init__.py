@@ -36,6 +36,8 @@ _ROOM = {
     "launch": "launcher",
     "sweep": "sweeps",
     "Sweep": "sweeps",
+    "suite": "suites",
+    "Suite": "suites",
     "doctor": "diagnosis",
     "cite": "citing",
     "load_sae": "library",

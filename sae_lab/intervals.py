@@ -3,6 +3,7 @@ by Student's t over a few runs, or by leaving out one run at a time (pairs of ru
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -141,3 +142,13 @@ class DocSums:
             for name, total in sums.sums.items():
                 whole.add(np.arange(len(total)), **{name: total})
         return whole
+
+
+def plain_json(value: Any) -> Any:
+    """As JSON knows it: what is no number is null."""
+    if isinstance(value, dict):
+        return {key: plain_json(of) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(of) for of in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -248,9 +248,10 @@ def numbers(
 ) -> go.Figure:
     """One panel per number of a long table (number, value, low, high) over x, with intervals; a colour per `by`.
 
-    Marks are joined where x is a scale, and a line stands at `edge`.
+    Marks are joined where x is a scale, open where a column `matched` says no; "chance" is dotted; a line is at `edge`.
     """
     shown, scale = list(dict.fromkeys(table["number"])), pd.api.types.is_numeric_dtype(table[x])
+    matched = table.get("matched", pd.Series(True, table.index))
     figure = make_subplots(1, len(shown), subplot_titles=shown, horizontal_spacing=0.32 / (1 + len(shown)))
     for column, name in enumerate(shown, 1):
         rows = table[table["number"] == name]
@@ -264,15 +265,16 @@ def numbers(
                 name=str(series),
                 legendgroup=str(series),
                 showlegend=by is not None and column == 1,
-                line={"color": COLOURS[i]},
-                hovertemplate=f"{titles.get(name, name)}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+                line={"color": (*COLOURS, *MORE)[i % 16], "dash": "dot" if series == "chance" else "solid"},
+                marker={"symbol": np.where(matched[part.index], "circle", "circle-open")},
+                hovertemplate=f"{titles.get(name, name)}<br>{series if by else ''} %{{x}}: %{{y:.4g}}<extra></extra>",
                 row=1,
                 col=column,
             )
         if edge is not None:
             figure.add_vline(edge, line={"dash": "dot", "color": "#888"}, row=1, col=column)
     figure.update_xaxes(title_text=titles.get(x, x))
-    return style(figure, 300)
+    return style(figure, 300).update_layout(**{"legend_y": 1.12, "margin_t": 72} if by else {})
 
 
 def splitting(flows: pd.DataFrame, curves: pd.DataFrame, limit: float) -> go.Figure:

@@ -1,7 +1,8 @@
 """Held-out text with its activations, in order: what every measurement of an SAE reads."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from typing import Any
@@ -18,6 +19,7 @@ from .sites import Site
 from .tokens import Blocks, TokenBlock, token_blocks
 
 PAGE = 8192  # tokens
+SHELF = 2 * 2**30  # bytes of activations, at most, that `reading_once` keeps
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,36 @@ class Numbers:
 
 def held_out(lm: LM, text: Any, split: str, seed: int, *, context: int | None = None, **options: Any) -> Blocks:
     """Blocks of a text for measuring; rows of `context` tokens, by default 512 or what the model takes."""
-    return token_blocks(lm.tokenizer, text, context or min(512, lm.context), seed, split, **options)
+    context = context or min(512, lm.context)
+    if not _shelves or not isinstance(text, str):
+        return token_blocks(lm.tokenizer, text, context, seed, split, **options)
+    key, kept = repr((lm.name, text, context, seed, split, sorted(options.items()))), _shelves[-1].blocks
+    if key not in kept:
+        kept[key] = token_blocks(lm.tokenizer, text, context, seed, split, **options)
+    return kept[key]
+
+
+@dataclass
+class _Shelf:
+    """Texts by what was asked for, and what was read of them."""
+
+    blocks: dict[str, Blocks] = field(default_factory=dict)
+    pages: dict[tuple, list[Page]] = field(default_factory=dict)
+    bytes: int = 0
+
+
+_shelves: list[_Shelf] = []
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """Within, a text that was walked to its end is not read again by the same model at the same sites."""
+    # Nothing may write into a page: the next who walks gets the same one.
+    _shelves.append(_Shelf())
+    try:
+        yield
+    finally:
+        _shelves.pop()
 
 
 def pages(blocks: Blocks, tokens: int, size: int = PAGE) -> Iterator[tuple[TokenBlock, Mask]]:
@@ -79,7 +110,21 @@ def pages(blocks: Blocks, tokens: int, size: int = PAGE) -> Iterator[tuple[Token
 
 def walk(lm: LM, blocks: Blocks, sites: list[Site], tokens: int, sae: SAE | None = None) -> Iterator[Page]:
     """Blocks with their activations, as long as `pages` gives them; where the SAE is, if there is one."""
-    numbers, device = Numbers(), sae.W_dec.device if sae is not None else None
+    device, shelf = sae.W_dec.device if sae is not None else None, _shelves[-1] if _shelves else None
+    key, read, size = (blocks, id(lm), *sites, tokens, device), [], 0
+    if shelf and key in shelf.pages:
+        yield from shelf.pages[key]
+        return
+    for page in _walk(lm, blocks, sites, tokens, device):
+        yield page
+        size += sum(a.nbytes for a in page.acts.values())
+        read = [*read, page] if shelf and shelf.bytes + size <= SHELF else []
+    if read and shelf.bytes + size <= SHELF:
+        shelf.pages[key], shelf.bytes = read, shelf.bytes + size
+
+
+def _walk(lm: LM, blocks: Blocks, sites: list[Site], tokens: int, device: torch.device | None) -> Iterator[Page]:
+    numbers = Numbers()
     for block, keep in pages(blocks, tokens):
         rows = max(1, lm.at_once // block.ids.shape[1])
         parts = []

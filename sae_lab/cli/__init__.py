@@ -11,6 +11,7 @@ VERBS = {
     "quickstart": "train an SAE on the embedded Llama, measure it, steer with it, write report.html",
     "train": "train one SAE: sae-lab train VARIANT [options]",
     "sweep": "train variants x k x d_sae x seeds on one stream and compare them at equal L0",
+    "suite": "sweep several widths and seeds, then study them: consistency, splitting, absorption, concepts",
     "evaluate": "measure a trained SAE on held-out text, several at once, by position, on a chat model: evaluate RUN",
     "agree": "whether matched latents of two seeds mean the same: sae-lab agree RUN RUN",
     "split": "what a narrow SAE's latents became in a wider one: sae-lab split RUN RUN [--null RUN RUN]",

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from .. import plots
-from ..intervals import Estimate
+from ..intervals import Estimate, plain_json
 from .uniqueness import SEEDS, Law, unique
 
 BINS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of density; a silent latent is in none
@@ -160,7 +160,7 @@ class Comparison:
         if len(self.names) >= SEEDS:
             law = {**vars(self.law), "offset interval": self.offset.to_json()}
         tables = ("pairs", "by_density", "unique", "trajectory")
-        return _plain(
+        return plain_json(
             {"names": self.names, "about": self.about, "chance": self.floors}
             | {"numbers": {name: e.to_json() for name, e in self.numbers.items()}, "law": law}
             | {name: getattr(self, name).to_dict("records") for name in tables}
@@ -233,13 +233,3 @@ def _share(e: Estimate) -> Estimate:
 
 def _told(e: Estimate, form: str) -> str:
     return format(e, form) if np.isfinite(e.low) else format(e.value, form)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON knows it: what is no number is null."""
-    if isinstance(value, dict):
-        return {key: _plain(of) for key, of in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(of) for of in value]
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not np.isfinite(value) else value

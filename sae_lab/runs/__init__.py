@@ -1,7 +1,7 @@
 """Run folders: the only door of training to the disk. JSON, JSONL and safetensors; nothing executes when it is read."""
 
 from .checkpoints import Checkpoint, Checkpoints
-from .files import Damaged, DiskFull
+from .files import Damaged, DiskFull, read_json, write_json
 from .latents import read_contexts, weights_of, write_contexts
 from .lines import Lines
 from .lock import RunInUse, lives

@@ -4,7 +4,7 @@ config.json  immutable: SAE, training, source, measured scale, environment
 log.jsonl    one row per measured step, and notes
 status.json  state, progress, heartbeat; whose process it is
 control.json what is wanted of it: run | pause | stop | save
-checkpoints/ snapshots/ sae/ contexts/ eval.json report.html lock, and job.json + stderr.txt of a detached one
+checkpoints/ snapshots/ sae/ contexts/ studies/ eval.json report.html lock, and job.json + stderr.txt of a detached one
 """
 
 import json
@@ -255,6 +255,16 @@ class Run:
 
     def write_eval(self, result: dict[str, Any]) -> None:
         write_json(self.folder / "eval.json", result)
+
+    def study(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What is in studies/<name>.json; measured and written, in one moment, where it is not there yet."""
+        path = self.folder / "studies" / f"{name}.json"
+        if not path.exists():
+            found = measure()
+            with room_for(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, found)
+        return read_json(path)
 
     def open_errors(self) -> IO[bytes]:
         """The file that takes a detached process's error stream, opened to append."""

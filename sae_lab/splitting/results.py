@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from .. import plots
 from ..directions import chance_below
 from ..families import CHILDREN, PARENTS, Families, Rule
-from ..intervals import Estimate, draws, interval
+from ..intervals import Estimate, draws, interval, plain_json
 from ..labels import lineages
 from ..tiny import world
 
@@ -148,9 +148,9 @@ class Splitting:
 
     def to_json(self) -> dict[str, Any]:
         rows = [self.table] + ([self.follows] if self.links[0].concepts else [])
-        shares, *tree = ([_plain(r) for r in rows.to_dict("records")] for rows in rows)
+        shares, *tree = (plain_json(of.to_dict("records")) for of in rows)
         splits = self.families.query("verdict == 'split'")
-        splits = [_plain(r) for r in splits.to_dict("records")]
+        splits = plain_json(splits.to_dict("records"))
         return {"shares": shares, "tree": tree[0] if tree else [], "splits": splits, "about": self.about}
 
     def __repr__(self) -> str:
@@ -213,8 +213,3 @@ def _per_split(holds: Bool[np.ndarray, " children"], of: Int[np.ndarray, " child
         return Estimate(np.nan, np.nan, np.nan)
     weights = draws(splits, 1000)
     return interval((weights @ np.bincount(of, holds)) / (weights @ np.bincount(of)))
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """NaN is no JSON."""
-    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in row.items()}

@@ -1,5 +1,5 @@
 """Sweeps: variants x k x d_sae x seeds on one stream of activations, measured and compared at equal L0."""
 
-from .plan import Plan
+from .plan import Asked, Plan
 from .results import Sweep
 from .work import run_sweep, sweep

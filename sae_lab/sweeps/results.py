@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from .. import plots
-from ..intervals import Estimate
+from ..intervals import Estimate, plain_json
 from ..launcher import Launched
 from ..report import Section
 from ..runs import Run
@@ -108,8 +108,8 @@ class Sweep:
             "folder": str(self.folder),
             "plan": self.plan.to_json(),
             "interval": "95%, Student's t over seeds",
-            "saes": _plain(self.table),
-            "summary": _plain(self.summary),
+            "saes": plain_json(self.table.to_dict("records")),
+            "summary": plain_json(self.summary.to_dict("records")),
             "unmatched": [list(row) for row in self.unmatched[["variant", "k", "d_sae"]].itertuples(index=False)],
             "failed": self.failed,
         }
@@ -202,9 +202,3 @@ def _why(row: Any) -> str:
     """Why a kind is not compared."""
     off = f"L0 {row.l0:.1f}, {row.l0 / row.k - 1:+.0%}; " if row.seeds else ""
     return f"{row.variant}, k {row.k}, {row.d_sae:,} latents: {off}{row.matched} of {row.seeds} measured seeds match"
-
-
-def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON knows them: what is not a number is null."""
-    rows = table.to_dict("records")
-    return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
