@@ -486,6 +486,18 @@ def test_what_was_finished_is_kept_and_not_asked_again(lm, trained, at_once):
     assert len(list((trained / "explanations").glob("*.jsonl"))) == 2
 
 
+def test_what_a_function_says_is_not_kept(lm, trained):
+    asked = ASKED | {"scorers": ["logistic"]}
+    for said in ("one", "another"):
+        found = sl.explain(
+            trained, lm, explainer=lambda reading, latent, sample, s=said: Explanation(latent, s, "me"), **asked
+        )
+        assert len(found) and {e.explanation.text for e in found.values()} == {said}
+    for said in ("one", "another"):
+        found = sl.explain(trained, lm, explainer=dict.fromkeys(found, said), **asked)
+        assert {e.explanation.text for e in found.values()} == {said}
+
+
 def test_no_key_is_ever_written(lm, trained, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret-456")
     with serving(lambda body: "1") as server:

@@ -45,20 +45,19 @@ def explain(
 ) -> Explanations:
     """Says in words what latents fire on, and scores that on text that the explainer did not see.
 
-    Of a run each latent's result is kept in its folder at once: the same call goes on where it was broken off.
+    Of a run each latent's result is kept in its folder at once: the same call goes on where it was broken off, if it
+    names no function or object of your own.
 
     Args:
         latents: which ones; default: all that fire often enough.
-        explainer: "rule" (tokens), "label" (labels of the world), an `Endpoint`, a `Local` model, your own words by
-            latent, or a function of a `Reading`, a latent and its `Sample`.
+        explainer: "rule" (tokens), "label" (of the world), an `Endpoint`, a `Local` model, your own words by latent, or
+            a function of a `Reading`, a latent and its `Sample`.
         judge: "rule", an `Endpoint`, a `Local` model, or a `Judge`; default: the explainer's own.
         scorers: names out of `SCORERS`.
         embedder: anything with `.encode(texts)`; default: letter groups.
-        text: as in `sl.activations`; default: what the SAE was trained on. Explained on the validation split, judged
-            on the test split.
-        tokens: how many are read of each.
-        n: windows of each kind: those in which it fires, in which it does not, and in which only a neighbour does.
-        width: tokens of a window, at most.
+        text: as in `sl.activations`; default: what the SAE was trained on. Explained on its validation split.
+        tokens: how many are read of each split.
+        n: windows, of `width` tokens, in which it fires, in which it does not, and in which only a neighbour does.
 
     Raises:
         ValueError: a latent, scorer or explainer that is not there; a judge that cannot read the explanations.
@@ -73,10 +72,10 @@ def explain(
     blocks = [held_out(lm, text, split, seed, **options) for split in SPLITS]
     about = {"explainer": by, "judge": judge.name, "scorers": scorers, "site": str(site), "model": lm.name}
     about |= {"tokens": tokens, "n": n, "width": width, "seed": seed} | blocks[1].describe()
-    kept = Lines(run, "explanations", _settings(about, embedder, explainer)) if run else None
-    learnt, held = (read(sae, lm, site, b, tokens, width) for b in blocks)
-    tools = Tools(lm, site, sae.W_dec.detach(), learnt, held, judge, embedder)
-    return _Work(tools, say, scorers, about, kept, n, seed).all(wanted)
+    tools = Tools(
+        lm, site, sae.W_dec.detach(), *(read(sae, lm, site, b, tokens, width) for b in blocks), judge, embedder
+    )
+    return _Work(tools, say, scorers, about, _kept(run, about, explainer, judge, embedder), n, seed).all(wanted)
 
 
 class _Work:
@@ -169,7 +168,12 @@ def _latents(given: Iterable[int] | None, d_sae: int) -> np.ndarray:
     return found
 
 
-def _settings(about: dict[str, Any], embedder: Embedder | None, explainer: Any) -> dict[str, Any]:
-    """What a result hangs on, for the file that it is kept in."""
-    words = {str(k): v for k, v in explainer.items()} if isinstance(explainer, Mapping) else None
-    return about | {"embedder": type(embedder).__name__ if embedder else None, "words": words}
+def _kept(
+    run: Run | None, about: dict[str, Any], explainer: Any, judge: Judge, embedder: Embedder | None
+) -> Lines | None:
+    """Where results are kept, if names say all there is to know of who made them."""
+    named = isinstance(explainer, str | Speaker | Mapping) and isinstance(judge, Asking | Ruled) and embedder is None
+    if run is None or not named or about["text"] == "a function":
+        return None
+    words = {str(n): said for n, said in explainer.items()} if isinstance(explainer, Mapping) else {}
+    return Lines(run, "explanations", about | words)
