@@ -3,8 +3,12 @@
 Names load on first use, so that `import sae_lab` costs nothing.
 """
 
+import os
 from importlib import import_module, metadata
 from typing import Any
+
+# Before torch loads: a thread that spins while it waits takes the core that another process needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = metadata.version("sae-lab")
 

@@ -1,5 +1,6 @@
 """What a user installs: the wheel's files, the conda environment, the README's promises about set-up."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -76,3 +77,12 @@ def test_the_test_extra_is_pinned():
 def test_no_text_names_a_machine(file):
     text = (ROOT / file).read_text()
     assert not [word for word in ("/root", "/work/", "/tmp/", "localhost:") if word in text]
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_do_not_spin_unless_asked_to(given, policy):
+    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
+    code = "import sys, sae_lab, os; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout.strip() == policy
+    )
