@@ -13,6 +13,8 @@ MORE = ("#7c5cd6", "#1a9988", "#d1383d", "#8a6446", "#3b7ddd", "#9a8f1f", "#d966
 MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 KINDS = {"split": COLOURS[1], "match": COLOURS[0], "shared": COLOURS[0], "new": COLOURS[2], "no parent": COLOURS[2]}
 TERMS = {"fvu": "FVU", "l0": "L0 (latents per token)", "dead": "dead latents", "lr": "learning rate"}
+TERMS |= {"ce_increase": "CE increase (nats/token)", "ce_recovered": "CE recovered", "length": "activation length"}
+TERMS |= {"kl": "KL (nats/token)", "kl_score": "KL score"}
 
 
 def style(figure: go.Figure, height: int = 320) -> go.Figure:
@@ -45,7 +47,7 @@ def curves(log: pd.DataFrame, columns: tuple[str, ...] = ("fvu", "l0", "dead"), 
         figure.add_trace(line, 1, i + 1)
         figure.update_xaxes(title_text="tokens", row=1, col=i + 1)
         if column == "fvu":
-            figure.update_yaxes(type="log", dtick="D1", tickformat=".2g", minor={"showgrid": False}, row=1, col=i + 1)
+            figure.update_yaxes(type="log", dtick="D2", tickformat=".2g", minor={"showgrid": False}, row=1, col=i + 1)
         else:
             figure.update_yaxes(rangemode="tozero", row=1, col=i + 1)
     return style(figure, 280)
@@ -248,31 +250,36 @@ def numbers(
 ) -> go.Figure:
     """One panel per number of a long table (number, value, low, high) over x, with intervals; a colour per `by`.
 
-    Marks are joined where x is a scale, and a line stands at `edge`.
+    Where x is a scale, marks are joined and a line stands at `edge`; names of x are written at the left, one under
+    another.
     """
     shown, scale = list(dict.fromkeys(table["number"])), pd.api.types.is_numeric_dtype(table[x])
-    figure = make_subplots(1, len(shown), subplot_titles=shown, horizontal_spacing=0.32 / (1 + len(shown)))
+    look = {"shared_yaxes": not scale, "horizontal_spacing": (0.32 if scale else 0.16) / (1 + len(shown))}
+    figure = make_subplots(1, len(shown), subplot_titles=[TERMS.get(name, name) for name in shown], **look)
+    along, across = ("x", "y") if scale else ("y", "x")
     for column, name in enumerate(shown, 1):
         rows = table[table["number"] == name]
         for i, (series, part) in enumerate(rows.groupby(by, sort=False) if by else [(name, rows)]):
             reach = {"array": part["high"] - part["value"], "arrayminus": part["value"] - part["low"], "thickness": 1.2}
             figure.add_scatter(
-                x=part[x],
-                y=part["value"],
-                error_y=reach,
+                **{along: part[x], across: part["value"], f"error_{across}": reach},
                 mode="lines+markers" if scale else "markers",
                 name=str(series),
                 legendgroup=str(series),
                 showlegend=by is not None and column == 1,
                 line={"color": COLOURS[i]},
-                hovertemplate=f"{titles.get(name, name)}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+                hovertemplate=f"{titles.get(name, name)}<br>%{{{along}}}: %{{{across}:.4g}}<extra></extra>",
                 row=1,
                 col=column,
             )
         if edge is not None:
             figure.add_vline(edge, line={"dash": "dot", "color": "#888"}, row=1, col=column)
-    figure.update_xaxes(title_text=titles.get(x, x))
-    return style(figure, 300)
+    figure.update_annotations(font_size=13)
+    if scale:
+        figure.update_xaxes(title_text=titles.get(x, x))
+        return style(figure, 300)
+    figure.update_yaxes(autorange="reversed")
+    return style(figure, 100 + 30 * table[x].nunique())
 
 
 def splitting(flows: pd.DataFrame, curves: pd.DataFrame, limit: float) -> go.Figure:
@@ -365,7 +372,7 @@ def absorbed(table: pd.DataFrame, top: int = 30) -> go.Figure:
     figure = go.Figure()
     for i, (column, label) in enumerate(names.items()):
         look = {"mode": "markers", "name": label, "marker": {"color": COLOURS[i], "size": 9 - 2 * i}}
-        figure.add_scatter(x=rows[column], y=rows["child"] + " in " + rows["parent"], **look)
+        figure.add_scatter(x=rows[column], y=rows["child"], **look)
     figure.update_xaxes(title_text="share of the tokens that the probe calls", range=[-0.02, 1.02])
     figure.update_yaxes(dtick=1)
     return style(figure, 120 + 18 * len(rows))
