@@ -278,8 +278,8 @@ def numbers(
     if scale:
         figure.update_xaxes(title_text=titles.get(x, x))
         return style(figure, 300)
-    figure.update_yaxes(autorange="reversed")
-    return style(figure, 100 + 30 * table[x].nunique())
+    figure.update_yaxes(range=[table[x].nunique() - 0.5, -0.5])
+    return style(figure, 90 + 32 * table[x].nunique())
 
 
 def splitting(flows: pd.DataFrame, curves: pd.DataFrame, limit: float) -> go.Figure:
@@ -349,8 +349,9 @@ def probed(table: pd.DataFrame, chance: float) -> go.Figure:
         band = {"array": rows["f1_high"] - rows["f1"], "arrayminus": rows["f1"] - rows["f1_low"], "thickness": 1.2}
         look = {"mode": "lines+markers", "line": {"color": COLOURS[i]}, "name": units}
         figure.add_scatter(x=rows["k"].astype(str), y=rows["f1"], error_y=band, **look)
-    for level, name in ((table.query("k == 'all'")["f1"].max(), "all raw activations"), (chance, "chance")):
-        figure.add_hline(y=level, line_dash="dot", line_color="#64748b", annotation_text=name)
+    line, whole = {"line_dash": "dot", "line_color": "#888"}, table.query("k == 'all'")["f1"].max()
+    figure.add_hline(whole, annotation_text="all raw activations", **line)
+    figure.add_hline(chance, annotation_text="chance", annotation_position="bottom right", **line)
     figure.update_xaxes(title_text="units per probe", type="category")
     figure.update_yaxes(title_text="mean F1 on held-out text", range=[0, 1.04])
     return style(figure)
