@@ -70,14 +70,22 @@ def interval(values: Float[np.ndarray, " draws"]) -> Estimate:
     return Estimate(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
 
 
-def rank_correlation(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], n: int = 1000) -> Estimate:
-    """Spearman's, with its interval by bootstrap over the pairs; NaN where either does not vary."""
+def rank_correlation(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], given: Float[np.ndarray, " n"] | None = None, n: int = 1000
+) -> Estimate:
+    """Spearman's, with its interval by bootstrap over the pairs; NaN where either does not vary.
+
+    With `given` it is the partial one: what the ranks of x and y share beyond what those of a third tell of both.
+    """
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Estimate(float("nan"), float("nan"), float("nan"))
     drawn = np.random.default_rng(0).integers(len(x), size=(n, len(x)))
     drawn = np.vstack([np.arange(len(x)), drawn])
-    a, b = (r - r.mean(1, keepdims=True) for r in (rankdata(v[drawn], axis=1) for v in (x, y)))
-    with np.errstate(invalid="ignore"):
+    known = (x, y) if given is None else (x, y, given)
+    a, b, *rest = (r - r.mean(1, keepdims=True) for r in (rankdata(v[drawn], axis=1) for v in known))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for c in rest:
+            a, b = (r - (r * c).sum(1, keepdims=True) / (c * c).sum(1, keepdims=True) * c for r in (a, b))
         return interval((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))
 
 

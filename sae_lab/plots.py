@@ -13,6 +13,8 @@ MORE = ("#7c5cd6", "#1a9988", "#d1383d", "#8a6446", "#3b7ddd", "#9a8f1f", "#d966
 MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 KINDS = {"split": COLOURS[1], "match": COLOURS[0], "shared": COLOURS[0], "new": COLOURS[2], "no parent": COLOURS[2]}
 TERMS = {"fvu": "FVU", "l0": "L0 (latents per token)", "dead": "dead latents", "lr": "learning rate"}
+TERMS |= {"ce_increase": "CE increase (nats/token)", "ce_recovered": "CE recovered", "length": "activation length"}
+TERMS |= {"kl": "KL (nats/token)", "kl_score": "KL score"}
 
 
 def style(figure: go.Figure, height: int = 320) -> go.Figure:
@@ -45,7 +47,7 @@ def curves(log: pd.DataFrame, columns: tuple[str, ...] = ("fvu", "l0", "dead"), 
         figure.add_trace(line, 1, i + 1)
         figure.update_xaxes(title_text="tokens", row=1, col=i + 1)
         if column == "fvu":
-            figure.update_yaxes(type="log", dtick="D1", tickformat=".2g", minor={"showgrid": False}, row=1, col=i + 1)
+            figure.update_yaxes(type="log", dtick="D2", tickformat=".2g", minor={"showgrid": False}, row=1, col=i + 1)
         else:
             figure.update_yaxes(rangemode="tozero", row=1, col=i + 1)
     return style(figure, 280)
@@ -248,33 +250,40 @@ def numbers(
 ) -> go.Figure:
     """One panel per number of a long table (number, value, low, high) over x, with intervals; a colour per `by`.
 
-    Marks are joined where x is a scale, open where a column `matched` says no; "chance" is dotted; a line is at `edge`.
+    Where x is a scale, marks are joined and a line stands at `edge`; names of x are written at the left, one under
+    another. Marks are open where a column `matched` says no; "chance" is dotted.
     """
     shown, scale = list(dict.fromkeys(table["number"])), pd.api.types.is_numeric_dtype(table[x])
     matched = table.get("matched", pd.Series(True, table.index))
-    figure = make_subplots(1, len(shown), subplot_titles=shown, horizontal_spacing=0.32 / (1 + len(shown)))
+    look = {"shared_yaxes": not scale, "horizontal_spacing": (0.32 if scale else 0.16) / (1 + len(shown))}
+    figure = make_subplots(1, len(shown), subplot_titles=[TERMS.get(name, name) for name in shown], **look)
+    along, across = ("x", "y") if scale else ("y", "x")
     for column, name in enumerate(shown, 1):
         rows = table[table["number"] == name]
         for i, (series, part) in enumerate(rows.groupby(by, sort=False) if by else [(name, rows)]):
             reach = {"array": part["high"] - part["value"], "arrayminus": part["value"] - part["low"], "thickness": 1.2}
+            said = f"{titles.get(name, name)}<br>{series if by else ''} %{{{along}}}: %{{{across}:.4g}}<extra></extra>"
             figure.add_scatter(
-                x=part[x],
-                y=part["value"],
-                error_y=reach,
+                **{along: part[x], across: part["value"], f"error_{across}": reach},
                 mode="lines+markers" if scale else "markers",
                 name=str(series),
                 legendgroup=str(series),
                 showlegend=by is not None and column == 1,
                 line={"color": (*COLOURS, *MORE)[i % 16], "dash": "dot" if series == "chance" else "solid"},
                 marker={"symbol": np.where(matched[part.index], "circle", "circle-open")},
-                hovertemplate=f"{titles.get(name, name)}<br>{series if by else ''} %{{x}}: %{{y:.4g}}<extra></extra>",
+                hovertemplate=said,
                 row=1,
                 col=column,
             )
         if edge is not None:
             figure.add_vline(edge, line={"dash": "dot", "color": "#888"}, row=1, col=column)
-    figure.update_xaxes(title_text=titles.get(x, x))
-    return style(figure, 300).update_layout(**{"legend_y": 1.12, "margin_t": 72} if by else {})
+    figure.update_annotations(font_size=13)
+    if scale:
+        figure.update_xaxes(title_text=titles.get(x, x))
+        return style(figure, 300).update_layout(**{"legend_y": 1.12, "margin_t": 72} if by else {})
+    figure.update_yaxes(range=[table[x].nunique() - 0.5, -0.5])
+    height = 90 + 32 * table[x].nunique()
+    return style(figure, height).update_layout(**{"legend_y": 1 + 40 / height, "margin_t": 72} if by else {})
 
 
 def splitting(flows: pd.DataFrame, curves: pd.DataFrame, limit: float) -> go.Figure:
@@ -344,8 +353,9 @@ def probed(table: pd.DataFrame, chance: float) -> go.Figure:
         band = {"array": rows["f1_high"] - rows["f1"], "arrayminus": rows["f1"] - rows["f1_low"], "thickness": 1.2}
         look = {"mode": "lines+markers", "line": {"color": COLOURS[i]}, "name": units}
         figure.add_scatter(x=rows["k"].astype(str), y=rows["f1"], error_y=band, **look)
-    for level, name in ((table.query("k == 'all'")["f1"].max(), "all raw activations"), (chance, "chance")):
-        figure.add_hline(y=level, line_dash="dot", line_color="#64748b", annotation_text=name)
+    line, whole = {"line_dash": "dot", "line_color": "#888"}, table.query("k == 'all'")["f1"].max()
+    figure.add_hline(whole, annotation_text="all raw activations", **line)
+    figure.add_hline(chance, annotation_text="chance", annotation_position="bottom right", **line)
     figure.update_xaxes(title_text="units per probe", type="category")
     figure.update_yaxes(title_text="mean F1 on held-out text", range=[0, 1.04])
     return style(figure)
@@ -367,7 +377,7 @@ def absorbed(table: pd.DataFrame, top: int = 30) -> go.Figure:
     figure = go.Figure()
     for i, (column, label) in enumerate(names.items()):
         look = {"mode": "markers", "name": label, "marker": {"color": COLOURS[i], "size": 9 - 2 * i}}
-        figure.add_scatter(x=rows[column], y=rows["child"] + " in " + rows["parent"], **look)
+        figure.add_scatter(x=rows[column], y=rows["child"], **look)
     figure.update_xaxes(title_text="share of the tokens that the probe calls", range=[-0.02, 1.02])
     figure.update_yaxes(dtick=1)
     return style(figure, 120 + 18 * len(rows))
@@ -387,12 +397,15 @@ def spreads(numbers: pd.DataFrame, chance: dict[str, float]) -> go.Figure:
     return style(figure)
 
 
-def ranked(table: pd.DataFrame, name: str, title: str) -> go.Figure:
-    """A row per name, its value and its interval, beside zero."""
-    reach = {"array": table["high"] - table["value"], "arrayminus": table["value"] - table["low"], "thickness": 1.4}
-    marks = {"color": COLOURS[0], "size": 9}
-    figure = go.Figure(go.Scatter(x=table["value"], y=table[name], error_x=reach, mode="markers", marker=marks))
+def ranked(kinds: dict[str, pd.DataFrame], name: str, title: str) -> go.Figure:
+    """A row per name, its value and its interval in each of several tables, beside zero."""
+    figure = go.Figure()
+    for i, (kind, table) in enumerate(kinds.items()):
+        reach = {"array": table["high"] - table["value"], "arrayminus": table["value"] - table["low"], "thickness": 1.4}
+        marks = {"color": COLOURS[i], "size": 9, "symbol": ("circle", "circle-open")[i % 2]}
+        figure.add_scatter(x=table["value"], y=table[name], error_x=reach, mode="markers", marker=marks, name=kind)
+    rows = len(next(iter(kinds.values())))
     figure.add_vline(0, line={"dash": "dot", "color": "#64748b"})
-    figure.update_yaxes(autorange="reversed", dtick=1)
+    figure.update_yaxes(range=[rows - 0.5, -0.5], dtick=1)
     figure.update_xaxes(title_text=title, range=[-1, 1])
-    return style(figure, 120 + 26 * len(table))
+    return style(figure, 140 + 28 * rows)

@@ -43,30 +43,38 @@ class Validity:
     def scores(self) -> list[str]:
         return [name for name in self.latents if name not in ("latent", "concept", TRUTH)]
 
-    def spearman(self, score: str) -> Estimate:
+    def spearman(self, score: str, given: str | None = None) -> Estimate:
         """Rank correlation of a score with concept F1, and its interval by bootstrap over latents; NaN of under 10.
+
+        `given` another score, such as "density", it is the partial one: what the score tells that the other does not.
 
         Raises:
             KeyError: a score that is not there.
         """
         if score not in self.scores:
             raise KeyError(f"No score {score!r}. There are: {', '.join(self.scores)}.")
-        both = self.latents[[score, TRUTH]].dropna().to_numpy().T
-        return rank_correlation(*(both if both.shape[1] >= FEW else both[:, :0]))
+        rows = self.latents[[score, TRUTH, *([given] if given else [])]].dropna().to_numpy().T
+        return rank_correlation(*(rows if rows.shape[1] >= FEW else rows[:, :0]))
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per score: its rank correlation with concept F1, over how many latents; the best first."""
-        rows = [
-            {"score": s, **self.spearman(s).to_json(), "latents": int(self.latents[s].notna().sum())}
-            for s in self.scores
-        ]
+        """One row per score: its rank correlation with concept F1, the same beyond density, over how many latents; the
+        best first. Who fires often names frequent concepts, of which even chance names more."""
+        rows = []
+        for s in self.scores:
+            beyond = self.spearman(s, "density") if s != "density" else Estimate(*[float("nan")] * 3)
+            beyond = {f"beyond_{key}": value for key, value in beyond.to_json().items()}
+            rows.append(
+                {"score": s, **self.spearman(s).to_json(), **beyond, "latents": int(self.latents[s].notna().sum())}
+            )
         return pd.DataFrame(rows).sort_values("value", ascending=False, ignore_index=True)
 
     @property
     def figure(self):
-        """The rank correlations with their intervals (plotly)."""
-        return plots.ranked(self.table, "score", "rank correlation with concept F1 (Spearman)")
+        """The rank correlations with their intervals, and those beyond density (plotly)."""
+        beyond = self.table.assign(**{n: self.table[f"beyond_{n}"] for n in ("value", "low", "high")})
+        kinds = {"alone": self.table, "beyond density": beyond}
+        return plots.ranked(kinds, "score", "rank correlation with concept F1 (Spearman)")
 
     def to_json(self) -> dict[str, Any]:
         table = self.table.astype(object).where(self.table.notna(), None)

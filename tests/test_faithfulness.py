@@ -202,7 +202,12 @@ def test_splices_together_are_one_run_with_all_of_them(lm):
     alone = [sl.evaluate(sae, lm, **small, spliced=10**6).ce_increase.value for sae in (first, second)]
     assert [found.numbers[at]["ce_increase"].value for at in ("L0R", "L2A")] == pytest.approx(alone, rel=1e-6)
     assert found.excess["ce_increase"].value == pytest.approx(both["ce_increase"].value - sum(alone), abs=1e-6)
-    assert set(found.table.spliced) == {"L0R", "L2A", "together", "beyond the sum"} and found.figure.data
+    assert set(found.table.spliced) == {"L0R", "L2A", "together", "beyond the sum"}
+    cost = found.table.query("number == 'ce_increase'")
+    drawn = next(trace for trace in found.figure.data if trace.name == "ce_increase")
+    assert list(drawn.y) == list(cost.spliced) and list(drawn.x) == list(cost.value)  # names at the left
+    assert list(drawn.error_x.array) == list(cost.high - cost.value)
+    assert "CE increase (nats/token)" in [title.text for title in found.figure.layout.annotations]
 
 
 def test_identities_together_cost_nothing_and_transcoders_join(lm):

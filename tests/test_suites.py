@@ -324,12 +324,15 @@ def test_a_study_that_is_added_is_made_kept_and_read_back(counted, knobs, swept,
 
 
 def test_validity_is_a_row_per_kind_and_score_and_a_picture_of_their_means(found, folder):
-    rows = [{"score": s, "value": v, "low": -1.0, "high": 1.0, "latents": 9} for s, v in (("a", 0.5), ("b", None))]
+    rows = [
+        {"score": s, "value": v, "beyond_value": v, "low": -1.0, "high": 1.0, "latents": 9}
+        for s, v in (("a", 0.5), ("b", None))
+    ]
     told = replace(
         found, found=found.found | {"validity": {"topk-k4-d24": {"spearman": rows}, "topk-k4-d48": {"refused": "so"}}}
     )
     assert told.validity[["d_sae", "score"]].to_numpy().tolist() == [[24, "a"], [24, "b"]]
-    assert told.validity_figure.data[0].x.tolist() == [0.5]
+    assert [trace.x.tolist() for trace in told.validity_figure.data] == [[0.5], [0.5]]
     told.save(folder / "told.json")
     assert Suite.read(folder / "told.json").validity.equals(told.validity)
     assert replace(found, found={}).validity.empty

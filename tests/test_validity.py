@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from loopback import serving
@@ -75,6 +76,21 @@ def test_every_score_is_ranked_against_the_truth_as_scipy_does(found):
             assert row.low <= row.value <= row.high
     assert json.loads(json.dumps(found.to_json()))["about"]["peers"] == 2
     assert len(found.figure.data[0].y) == len(table) and "Spearman" in repr(found)
+
+
+def test_beyond_density_is_the_partial_correlation_of_the_ranks():
+    from scipy.stats import rankdata
+
+    rng = np.random.default_rng(0)
+    density = rng.random(60)
+    score, truth = density + 0.3 * rng.random(60), density + 0.3 * rng.random(60)
+    a, b, c = map(rankdata, (score, truth, density))
+    a, b = (r - np.polyval(np.polyfit(c, r, 1), c) for r in (a, b))
+    frame = pd.DataFrame({"latent": 0, "concept": "", TRUTH: truth, "density": density, "detection": score})
+    told = sl.validity.Validity(frame, {"site": "L1R"})
+    assert told.spearman("detection", "density").value == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert told.spearman("detection").value > 0.8
+    assert told.table.set_index("score").loc["detection", "beyond_value"] == pytest.approx(np.corrcoef(a, b)[0, 1])
 
 
 def test_consistency_is_the_mean_cosine_of_the_matches(found, sae):

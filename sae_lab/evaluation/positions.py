@@ -59,7 +59,7 @@ class Positions:
     @property
     def figure(self):
         """A panel per number, with a line where the trained context ends (plotly)."""
-        titles = {"position": "position within the document", **MEANS}
+        titles = {"position": "position in document", **MEANS}
         return plots.numbers(self.table, "position", titles, edge=self.trained)
 
     def to_json(self) -> dict[str, Any]:

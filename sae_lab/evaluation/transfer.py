@@ -54,8 +54,8 @@ class Transfer:
 
     @property
     def figure(self):
-        """A panel per number, a mark per reader (plotly)."""
-        shown = self.table.query("number in ('fvu', 'l0', 'ce_increase', 'ce_recovered')")
+        """A panel per number, a mark per reader (plotly); length is the root mean square over tokens."""
+        shown = self.table.query("number in ('length', 'l0', 'fvu', 'ce_increase')")
         return plots.numbers(shown, "on", {"on": "read by", **MEANS})
 
     def to_json(self) -> dict[str, Any]:

@@ -118,27 +118,22 @@ class Suite:
     @cached_property
     def validity(self) -> pd.DataFrame:
         """One row per variant, k, d_sae and score that needs no labels: its rank correlation with the F1 of the concept
-        that a latent names, over so many latents of the first seed (interval by bootstrap over them)."""
+        that a latent names, and the same beyond density, over so many latents of the first seed."""
         kinds = {named(asked): asked for asked in self._saes.values()}
-        found = self.found.get("validity", {})
         rows = [
             {"variant": kinds[name].variant, "k": kinds[name].k, "d_sae": kinds[name].d_sae, **row}
-            for name, of in found.items()
+            for name, of in self.found.get("validity", {}).items()
             for row in of.get("spearman", ())
         ]
-        numbers = ["value", "low", "high"]
+        numbers = [f"{beyond}{name}" for beyond in ("", "beyond_") for name in ("value", "low", "high")]
         table = pd.DataFrame(rows, columns=["variant", "k", "d_sae", "score", *numbers, "latents"])
         return table.astype(dict.fromkeys(numbers, float)).sort_values(["score", "variant", "d_sae"], ignore_index=True)
 
     @property
     def validity_figure(self):
         """Each score's mean rank correlation with concept F1 over variants and widths, the best first (plotly)."""
-        means = (
-            self.validity.dropna(subset="value").groupby("score")["value"].apply(lambda v: Estimate.mean(v.tolist()))
-        )
-        rows = [{"score": score, **mean.to_json()} for score, mean in means.items()]
-        table = pd.DataFrame(rows).sort_values("value", ascending=False)
-        return plots.ranked(table, "score", "rank correlation with concept F1, mean over variants and widths")
+        kinds = {"alone": _means(self.validity, "value"), "beyond density": _means(self.validity, "beyond_value")}
+        return plots.ranked(kinds, "score", "rank correlation with concept F1, mean over variants and widths")
 
     @property
     def refused(self) -> dict[str, str]:
@@ -205,6 +200,13 @@ class Suite:
             if name in CHANCE:
                 for d_sae, value in self.table.groupby("d_sae")[CHANCE[name]].mean().items():
                     yield {"number": title, "variant": "chance", "d_sae": d_sae, "matched": True, "value": value}
+
+
+def _means(validity: pd.DataFrame, number: str) -> pd.DataFrame:
+    """A number's mean over variants and widths for each score, the best first."""
+    of = validity.dropna(subset=number).groupby("score")[number]
+    rows = [{"score": score, **Estimate.mean(values.tolist()).to_json()} for score, values in of]
+    return pd.DataFrame(rows, columns=["score", "value", "low", "high"]).sort_values("value", ascending=False)
 
 
 def _told_once(found: dict[str, dict]) -> tuple[dict[str, dict], dict[str, str]]:
