@@ -251,6 +251,7 @@ def by_hand(l0=lambda asked: 16.0) -> Suite:
         e = lambda v: {"value": v, "low": v - 0.1, "high": v + 0.1}  # noqa: E731
         saved = {
             "consistency": {n: e(0.5) | {"chance": 0.125} for n in results.OVER_PAIRS},
+            "validity": {"spearman": [{"score": f"score {i}", **e(i / 30), "latents": 256} for i in range(10)]},
             "absorption": {"absorption": e(seed / 10), "left out": {"entity": "on 30% of the tokens"}},
             "concepts": {"latents": e(0.4 + seed / 10), "random": e(0.2), "neurons": e(0.3), "matched": e(0.35)},
             "splitting": {

@@ -1,0 +1,18 @@
+"""Arrays and tables in, plotly figures out: one look for notebook, report and panel. Knows nothing else."""
+
+from .look import COLOURS, MORE, TERMS, div, script, style
+from .studies import (
+    absorbed,
+    consistency,
+    cosines,
+    effects,
+    numbers,
+    probed,
+    ranked,
+    reaching,
+    scatter,
+    splitting,
+    spreads,
+    treemap,
+)
+from .training import activations, curves, densities, dose, pareto, ratios, recovered
