@@ -28,6 +28,7 @@ LONGEST = (
     "02_every_variant.ipynb",
     "01_first_sae.ipynb",
     "08_add_your_own.ipynb",
+    "04_what_do_latents_mean.ipynb",
     "test_readme.py",
     "test_cli.py",
     "test_stories.py",
