@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: the other cores have work
+os.environ.setdefault("SAE_LAB_TOKENS", "204800")  # that notebook 03 trains on: a fifth of what it shows
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ CORE = [f"sparse.{p.stem}" for p in (HOUSE / "sparse").glob("[a-z]*.py") if p.st
 install_import_hook([f"sae_lab.{name}" for name in (*ROOMS, *CORE, "tiny.make")], "shapecheck.checked")
 
 LONGEST = (
+    "03_how_good_is_it.ipynb",
     "02_every_variant.ipynb",
     "01_first_sae.ipynb",
     "08_add_your_own.ipynb",
