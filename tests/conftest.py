@@ -26,11 +26,11 @@ CORE = [f"sparse.{p.stem}" for p in (HOUSE / "sparse").glob("[a-z]*.py") if p.st
 install_import_hook([f"sae_lab.{name}" for name in (*ROOMS, *CORE, "tiny.make")], "shapecheck.checked")
 
 LONGEST = (
+    "04_what_do_latents_mean.ipynb",
     "03_how_good_is_it.ipynb",
     "02_every_variant.ipynb",
     "01_first_sae.ipynb",
     "08_add_your_own.ipynb",
-    "04_what_do_latents_mean.ipynb",
     "test_readme.py",
     "test_cli.py",
     "test_stories.py",
