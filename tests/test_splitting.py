@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 from scipy import sparse
@@ -16,7 +17,6 @@ from sae_lab.directions import chance_cosine, nearest
 from sae_lab.families import CHILDREN, PARENTS, Families, Meeting, Rule, Tree, fired
 from sae_lab.intervals import Redrawn
 from sae_lab.library import save_sae
-from sae_lab.plots import go
 from sae_lab.recovery import Naming
 from sae_lab.saes import SAE, build
 from sae_lab.sparse import Latents, Support

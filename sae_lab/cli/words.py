@@ -24,7 +24,7 @@ def run_explain(argv: list[str], as_json: bool) -> None:
         "latents": LATENTS,
         "explainer": (str, knob("rule", choices=("rule", "label", "endpoint"), help="who says what they fire on")),
         "judge": (str, knob("own", choices=("own", "rule", "endpoint"), help="who judges that; own: the explainer")),
-        "endpoint": (str | None, knob(None, help="an OpenAI-compatible server: http://localhost:8000/v1")),
+        "endpoint": (str | None, knob(None, help="an OpenAI-compatible server: https://api.example.org/v1")),
         "asks": (str, knob("default", help="the model to ask there")),
         "key": (str, knob("OPENAI_API_KEY", help="the environment variable that holds its key")),
         "scorers": (tuple[str, ...], knob(QUICK, help=f"out of {', '.join(SCORERS)}")),
@@ -33,7 +33,7 @@ def run_explain(argv: list[str], as_json: bool) -> None:
     }
     given = parsed(options("ExplainOptions", doc="Explain latents, and score that.", **more), argv, "explain")
     if "endpoint" in (given.explainer, given.judge) and not given.endpoint:
-        raise ValueError("Nobody to ask: name a server with --endpoint http://localhost:8000/v1 and --asks MODEL.")
+        raise ValueError("Nobody to ask: name a server with --endpoint https://api.example.org/v1 and --asks MODEL.")
     asked = Endpoint(given.endpoint, given.asks, given.key) if given.endpoint else None
     who = {"endpoint": asked, "own": None}
     lm = _model(given.run, given.model)

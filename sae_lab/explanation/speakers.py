@@ -45,7 +45,7 @@ class Speaker(Protocol):
 
 
 class Endpoint:
-    """A chat model behind an OpenAI-compatible server: `Endpoint("http://localhost:8000/v1", "llama-70b")`.
+    """A chat model behind an OpenAI-compatible server: `Endpoint("https://api.example.org/v1", "llama-70b")`.
 
     The key is read from the environment variable named `key` when a question is asked, and kept nowhere.
     """
@@ -53,7 +53,7 @@ class Endpoint:
     def __init__(self, url: str, model: str, key: str = "OPENAI_API_KEY", timeout: float = 60.0, at_once: int = 8):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no address of a server: write 'http://localhost:8000/v1', for example.")
+            raise ValueError(f"{url!r} is no address of a server: write 'https://api.example.org/v1', for example.")
         if parts.username or parts.password:
             raise ValueError("The address holds a password, which would be kept in runs: put the key into $" + key)
         self.url, self.model, self.at_once = url.rstrip("/"), model, at_once
