@@ -51,16 +51,8 @@ _ROOM = {
     "Run": "runs",
     "world": "tiny",
 }
-_ROOMS = (
-    "explanation",
-    "panels",
-    "plots",
-    "runs",
-    "saes",
-    "steering",
-    "sweeps",
-    "toys",
-)  # what a notebook reaches by name: sl.plots
+# what a notebook reaches by name: sl.plots
+_ROOMS = ("explanation", "panels", "plots", "runs", "saes", "steering", "sweeps", "toys")
 __all__ = sorted([*_ROOM, *_ROOMS])
 
 

@@ -73,15 +73,15 @@ def interval(values: Float[np.ndarray, " draws"]) -> Estimate:
 def rank_correlation(
     x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], given: Float[np.ndarray, " n"] | None = None, n: int = 1000
 ) -> Estimate:
-    """Spearman's, with its interval by bootstrap over the pairs; NaN where either does not vary.
+    """Spearman's, with its interval by bootstrap over the pairs; NaN where one does not vary.
 
     With `given` it is the partial one: what the ranks of x and y share beyond what those of a third tell of both.
     """
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    known = (x, y) if given is None else (x, y, given)
+    if len(x) < 3 or any(np.ptp(values) == 0 for values in known):
         return Estimate(float("nan"), float("nan"), float("nan"))
     drawn = np.random.default_rng(0).integers(len(x), size=(n, len(x)))
     drawn = np.vstack([np.arange(len(x)), drawn])
-    known = (x, y) if given is None else (x, y, given)
     a, b, *rest = (r - r.mean(1, keepdims=True) for r in (rankdata(v[drawn], axis=1) for v in known))
     with np.errstate(invalid="ignore", divide="ignore"):
         for c in rest:

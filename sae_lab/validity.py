@@ -16,7 +16,7 @@ import pandas as pd
 from . import plots
 from .absorption import absorbed
 from .explanation import Explanations, Reading, explain
-from .intervals import Estimate, rank_correlation
+from .intervals import Estimate, plain_json, rank_correlation
 from .matching import mcc, shared
 from .models import LM
 from .recovery import Firings, best_f1, f1
@@ -77,8 +77,7 @@ class Validity:
         return plots.ranked(kinds, "score", "rank correlation with concept F1 (Spearman)")
 
     def to_json(self) -> dict[str, Any]:
-        table = self.table.astype(object).where(self.table.notna(), None)
-        return {"spearman": table.to_dict("records"), "about": self.about}
+        return plain_json({"spearman": self.table.to_dict("records"), "about": self.about})
 
     def __repr__(self) -> str:
         head = f"Validity of scores on {len(self.latents):,} latents at {self.about['site']}, Spearman with concept F1:"

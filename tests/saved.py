@@ -20,6 +20,7 @@ from playwright.sync_api import Page, sync_playwright
 from sae_lab import plots
 
 FIGURE = "application/vnd.plotly.v1+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDTH = 860  # pixels
 PIXELS = """async png => {
     const drawn = await createImageBitmap(await (await fetch("data:image/png;base64," + png)).blob())
@@ -38,6 +39,8 @@ def run(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata = {}
+        for output in cell.get("outputs", ()):
+            output.get("data", {}).pop(WIDGET, None)
 
 
 def draw(notebook: nbformat.NotebookNode) -> None:

@@ -1,5 +1,6 @@
 """Small models that tests build: seconds cheaper than a real one, and always there."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,10 +22,12 @@ def small_llama(folder: Path) -> LM:
     return load_model(str(folder))
 
 
-def identity(d_in: int = 32) -> SAE:
-    """relu(x) - relu(-x) = x: an SAE that changes nothing."""
+def identity(d_in: int = 32, over: float = 0.0, silent: Sequence[int] = ()) -> SAE:
+    """relu(x) - relu(-x) = x: an SAE that changes nothing; or relu(x - over) ..., some of whose latents never fire."""
     sae = build("relu", d_in=d_in, d_sae=2 * d_in, choose_in="float32")
     with torch.no_grad():
         sae.W_enc.copy_(torch.cat([torch.eye(d_in), -torch.eye(d_in)]))
         sae.W_dec.copy_(sae.W_enc)
+        sae.b_enc.fill_(-over)
+        sae.b_enc[list(silent)] = -1e9
     return sae

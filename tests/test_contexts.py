@@ -41,11 +41,7 @@ def lm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sae():
     """relu(x - 0.5), relu(-x - 0.5): as sparse as a test wants it, and one latent that never fires."""
-    made = identity()
-    with torch.no_grad():
-        made.b_enc.fill_(-0.5)
-        made.b_enc[9] = -1e9
-    return made
+    return identity(over=0.5, silent=[9])
 
 
 @pytest.fixture(scope="module")

@@ -191,6 +191,13 @@ def test_a_steered_sae_starts_sparse_and_every_latent_fires_as_often(name):
     assert (density - 6 / 48).abs().max() < bound * 6 / 48 + 1e-3
 
 
+def test_a_start_that_cannot_be_says_why():
+    with pytest.raises(ValueError, match="start_l0=9 is for a penalty"):
+        build("topk", d_in=16, d_sae=48, k=4, start_l0=9)
+    with pytest.raises(ValueError, match="start_l0=49 must be at most d_sae=48"):
+        small("relu", start_l0=49)
+
+
 def test_where_nothing_is_steered_an_sae_starts_as_the_paper_does():
     x = planted().next(512)["L0R"].x
     for sae in (small("relu", target_l0=None), small("relu", encoder_bias=False), small("relu", target_l0=3.0)):

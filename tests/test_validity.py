@@ -25,10 +25,7 @@ def lm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sae():
-    made = identity()
-    with torch.no_grad():
-        made.b_enc.fill_(-1.5)
-    return made
+    return identity(over=1.5)
 
 
 @pytest.fixture(scope="module")

@@ -33,10 +33,9 @@ VERBS = {
     "resume": "let a paused run go on, or start a stopped or killed one again from its last checkpoint",
     "stop": "checkpoint a run and end its process",
 }
-WORDS = ("explain", "validity")  # verbs of `words`
-# verbs of `studies`; the others are in `commands`
 STUDIES = ("evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "absorption", "probe")
-STUDIES += ("doctor",)
+# which file a verb is in; the others are in `commands`
+ROOM = dict.fromkeys((*STUDIES, "doctor"), "studies") | dict.fromkeys(("explain", "validity"), "words")
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sae-lab: no verb {verb!r}. Known: {', '.join(VERBS)}.", file=sys.stderr)
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    as_json, room = "--json" in rest, "words" if verb in WORDS else "studies" if verb in STUDIES else "commands"
+    as_json, room = "--json" in rest, ROOM.get(verb, "commands")
     return guarded(
         lambda: getattr(import_module(f"{__name__}.{room}"), f"run_{verb}")([a for a in rest if a != "--json"], as_json)
     )

@@ -181,7 +181,7 @@ def run_absorption(argv: list[str], as_json: bool) -> None:
     }
     doc = "How often a latent falls silent where a more special one fires in its stead."
     given = parsed(options("AbsorptionOptions", doc=doc, **more), argv, "absorption")
-    sae, lm = _loaded(given.run, given.model)
+    sae, lm = loaded(given.run, given.model)
     if given.letters:
         found = first_letters(sae, lm, given.letters, tokens=given.tokens)
     else:
@@ -200,13 +200,13 @@ def run_probe(argv: list[str], as_json: bool) -> None:
         "tokens": (int, knob(50_000, 1, 10**10, "tokens of the world, in each of two splits")),
     }
     given = parsed(options("ProbeOptions", doc="How well 1, 2 or 5 latents tell labels.", **more), argv, "probe")
-    control = _loaded(given.untrained, None) if given.untrained else None
-    sae, lm = _loaded(given.run, given.model)
+    control = loaded(given.untrained, None) if given.untrained else None
+    sae, lm = loaded(given.run, given.model)
     found = probe(sae, lm, given.labels, column=given.column, tokens=given.tokens, untrained=control)
     say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")
 
 
-def _loaded(run: str, model: str | None) -> tuple[SAE, LM]:
+def loaded(run: str, model: str | None) -> tuple[SAE, LM]:
     """A run's SAE and the model it was trained on, or another."""
     sae = load_sae(run)
     lm = _model(sae, model)

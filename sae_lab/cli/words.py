@@ -8,11 +8,11 @@ from ..explanation import SCORERS, Endpoint, explain
 from ..explanation.verb import QUICK
 from ..knobs import knob
 from ..library import load_sae
-from ..models import load_model
 from ..runs import Run
 from ..validity import validate
 from . import say
 from .commands import options, parsed
+from .studies import loaded
 
 LATENTS = (tuple[int, ...], knob((), help="which ones; none named: all that fire often enough"))
 
@@ -36,7 +36,7 @@ def run_explain(argv: list[str], as_json: bool) -> None:
         raise ValueError("Nobody to ask: name a server with --endpoint https://api.example.org/v1 and --asks MODEL.")
     asked = Endpoint(given.endpoint, given.asks, given.key) if given.endpoint else None
     who = {"endpoint": asked, "own": None}
-    lm = _model(given.run, given.model)
+    _, lm = loaded(given.run, given.model)
     found = explain(
         Run(given.run),
         lm,
@@ -51,7 +51,7 @@ def run_explain(argv: list[str], as_json: bool) -> None:
 
 
 def run_validity(argv: list[str], as_json: bool) -> None:
-    """`validity RUN [RUN ...]`: how scores without labels rank latents, against the concepts that they name."""
+    """`validity RUN [--peers RUN ...]`: how scores without labels rank latents, against the concepts that they name."""
     more = {
         "run": (tyro.conf.Positional[str], field()),
         "peers": (tuple[str, ...], knob((), help="runs of other seeds, for consistency")),
@@ -59,11 +59,6 @@ def run_validity(argv: list[str], as_json: bool) -> None:
         "tokens": (int, knob(100_000, 1, 10**10, "tokens of each split of the world")),
     }
     given = parsed(options("ValidityOptions", doc="What scores of latents are worth.", **more), argv, "validity")
-    lm, (sae, *peers) = _model(given.run, None), map(load_sae, (given.run, *given.peers))
-    found = validate(sae.to(lm.device), lm, peers, latents=given.latents or None, tokens=given.tokens)
+    (sae, lm), peers = loaded(given.run, None), [load_sae(run) for run in given.peers]
+    found = validate(sae, lm, peers, latents=given.latents or None, tokens=given.tokens)
     say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False, float_format='{:.3f}'.format)}")
-
-
-def _model(run: str, name: str | None):
-    origin = load_sae(run).origin
-    return load_model(name or origin.get("model", "tiny"), dtype=origin.get("dtype"))

@@ -8,7 +8,9 @@ from ..models.lm import ce
 from ..shapes import Direction
 from ..sites import Site
 from .examples import Example
+from .judges import Asking
 from .rules import Explanation
+from .speakers import Local
 from .trials import Numbers, Trial
 
 NEW = 30  # tokens that the model writes
@@ -67,13 +69,14 @@ def _half(example: Example) -> str:
 
 def _fit(trial: Trial, texts: list[str]) -> float:
     """How well the explanation fits texts."""
-    explanation, local = trial.explanation, getattr(getattr(trial.tools.judge, "speaker", None), "lm", None)
+    explanation, judge = trial.explanation, trial.tools.judge
     if explanation.rule is not None and explanation.rule.of != "label":
         return float(np.mean([_named(trial.tools.lm, explanation, text) for text in texts]))
-    if local is None:
+    if not isinstance(judge, Asking) or not isinstance(judge.speaker, Local):
         raise ValueError(
             "Intervention weighs an explanation's words: it takes a rule of tokens, or judge=Local(load_model(...))."
         )
+    local = judge.speaker.lm
     said = local.tokenizer(explanation.text, add_special_tokens=False)["input_ids"]
     return float(np.mean([_log_probability(local, BEHIND.format(text), said) for text in texts]))
 

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from .. import plots
-from ..intervals import Estimate, draws, interval
+from ..intervals import Estimate, draws, interval, plain_json
 from .examples import Reading, Sample
 from .rules import Explanation
 from .scorers import CHANCE
@@ -24,7 +23,7 @@ class Explained:
     Attributes:
         scores: numbers by name; those named like scorers are the scores.
         windows: of each split, how many it fired in.
-        sample: the held-out windows that it was judged on; None of one that was read from a run.
+        sample: the held-out windows that it was judged on.
     """
 
     explanation: Explanation
@@ -33,9 +32,8 @@ class Explained:
     sample: Sample | None = None
 
     def to_json(self) -> dict[str, Any]:
-        scores = {name: value if math.isfinite(value) else None for name, value in self.scores.items()}
-        said = self.explanation.to_json()
-        return {"latent": self.explanation.latent, "explanation": said, "scores": scores, "windows": self.windows}
+        said = {"latent": self.explanation.latent, "explanation": self.explanation.to_json()}
+        return plain_json(said | {"scores": self.scores, "windows": self.windows})
 
     @classmethod
     def from_json(cls, saved: dict[str, Any], sample: Sample | None = None) -> "Explained":
@@ -115,9 +113,9 @@ class Explanations(Mapping):
         return plots.spreads(self.numbers[self.scorers], CHANCE)
 
     def to_json(self) -> dict[str, Any]:
-        means = {name: _plain(self.mean(name).to_json()) for name in self.scorers}
+        means = {name: self.mean(name).to_json() for name in self.scorers}
         latents = [e.to_json() for e in self.found.values()]
-        return {"about": self.about, "means": means, "latents": latents, "refused": self.refused}
+        return plain_json({"about": self.about, "means": means, "latents": latents, "refused": self.refused})
 
     def __repr__(self) -> str:
         lines = [f"Explanations of {len(self)} latents by {self.about['explainer']}, judged by {self.about['judge']}"]
@@ -128,7 +126,3 @@ class Explanations(Mapping):
                 f"{self.refused[min(self.refused)]}"
             )
         return "\n".join([*lines, *(repr(e.explanation) for e in list(self.found.values())[:SHOWN])])
-
-
-def _plain(numbers: dict[str, float]) -> dict[str, float | None]:
-    return {name: value if np.isfinite(value) else None for name, value in numbers.items()}

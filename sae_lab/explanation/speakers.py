@@ -20,7 +20,13 @@ AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # HTTP: worth another try
 
 
 class Unanswered(RuntimeError):
-    """Nobody answered, however often asked."""
+    """Nobody answered, however often asked.
+
+    Attributes:
+        finished: what was, of the work that this broke off.
+    """
+
+    finished: Any = None
 
 
 @runtime_checkable
@@ -57,7 +63,7 @@ class Endpoint:
         if parts.username or parts.password:
             raise ValueError("The address holds a password, which would be kept in runs: put the key into $" + key)
         self.url, self.model, self.at_once = url.rstrip("/"), model, at_once
-        self.name = f"{model} at {parts.hostname}"
+        self.name = f"{model} at {parts.netloc}"
         self._key, self._timeout = key, timeout
 
     def __repr__(self) -> str:

@@ -153,9 +153,9 @@ def _readable(explainer: Any, judge: Judge, scorers: list[str]) -> None:
     ValueError: if words are to be judged by a rule.
     """
     odd = [name for name in scorers if name in ("detection", "fuzzing", "simulation")]
-    if isinstance(explainer, Mapping) and isinstance(judge, Ruled) and odd:
+    if isinstance(explainer, Mapping | Speaker) and isinstance(judge, Ruled) and odd:
         raise ValueError(
-            f"Only a language model can judge your own words by {', '.join(odd)}: give judge=Endpoint(...) or "
+            f"Only a language model can judge what is said in words by {', '.join(odd)}: give judge=Endpoint(...) or "
             "Local(...), or scorers=['embedding', 'logistic']."
         )
 

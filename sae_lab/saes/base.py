@@ -118,8 +118,8 @@ class SAE(nn.Module, ABC):
             None,
             1e-2,
             1e6,
-            "mean L0 of the first step, by the biases, every latent firing as often; None: as the paper starts, or "
-            "10 x target_l0 where a price is moved",
+            "mean L0 of the first step, by the biases, every latent firing as often; None: as the paper starts (mostly "
+            "d_sae / 2), or 10 x target_l0 where a price is moved",
         )
         encoder_bias: bool = knob(True, help="whether latents have a bias of their own; without, b_enc does not exist")
         transcode: bool = knob(False, help="whether it predicts another activation than it reads, as at a TC site")
@@ -138,7 +138,9 @@ class SAE(nn.Module, ABC):
             if self.skip and not self.transcode:
                 raise ValueError("skip=True is for transcoders: the linear path would copy x. Set transcode=True too.")
             k, aim = getattr(self, "k", None), self.target_l0
-            for row, value in (("k", k), ("target_l0", aim)):
+            if k is not None and self.start_l0 is not None:
+                raise ValueError(f"start_l0={self.start_l0} is for a penalty to begin at: with k={k} it means nothing.")
+            for row, value in (("k", k), ("target_l0", aim), ("start_l0", self.start_l0)):
                 if value is not None and value > self.d_sae:
                     said = f"{row}={value} must be at most d_sae={self.d_sae}: no token has more latents."
                     raise ValueError(f"{said} Lower {row}.")
@@ -226,9 +228,10 @@ class SAE(nn.Module, ABC):
     @property
     def starting_l0(self) -> float | None:
         """L0 of the first step, if the biases are to set it: dense batches of a young SAE are slow, and steered far."""
-        steered = START * self.control.target if self.control is not None else None
-        asked = self.cfg.start_l0 or steered
-        return None if self.b_enc is None or asked is None or asked >= self.cfg.d_sae / 2 else asked
+        if self.b_enc is None or self.cfg.start_l0 is not None:
+            return None if self.b_enc is None else self.cfg.start_l0
+        steered = START * self.control.target if self.control is not None else self.cfg.d_sae
+        return steered if steered < self.cfg.d_sae / 2 else None  # half of them fire anyway
 
     @torch.no_grad()
     def prepare(self, x: Rows, target: Rows) -> None:
