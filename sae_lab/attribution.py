@@ -186,6 +186,10 @@ def _measure(lm: LM, ids: Ids, of: Any) -> tuple[Measure, str]:
 
 def _token(lm: LM, name: str) -> int:
     ids = lm.tokenizer(name, add_special_tokens=False, verbose=False)["input_ids"]
+    if lm.words(ids) != [name]:  # SentencePiece puts a space in front of any text: "he" becomes " he", " he" two tokens
+        known = lm.tokenizer.get_vocab()
+        exact = {known[mark] for mark in (name, name.replace(" ", "▁")) if mark in known}
+        ids = [i for i in exact if lm.words([i]) == [name]] or ids
     if len(ids) != 1:
         pieces = ", ".join(map(repr, lm.words(ids))) or "none"
         raise ValueError(

@@ -15,14 +15,19 @@ def lm(stories):
 
 
 @pytest.fixture(scope="module")
-def sae(lm, stories_text, tmp_path_factory):
-    """250,000 tokens at layer 3, on the file's own train split."""
+def runs(lm, stories_text, tmp_path_factory):
+    """250,000 tokens at layer 3, on the file's own train split: 512 latents, 128 and 512 again."""
     source = sl.activations(lm, "L3R", text=str(stories_text), seed=0)
-    made = sl.build("batchtopk", d_in=lm.d_model, d_sae=512, k=16)
-    run = tmp_path_factory.mktemp("runs") / "stories"
-    for _ in sl.train(made, source, tokens=250_000, batch=1024, lr=2e-3, run=run, about={"model": lm.name}):
+    made = [sl.build("batchtopk", d_in=lm.d_model, d_sae=d, k=16, seed=s) for s, d in enumerate((512, 128, 512))]
+    folders = [tmp_path_factory.mktemp("runs") / name for name in ("stories", "narrow", "other")]
+    for _ in sl.train(made, source, tokens=250_000, batch=1024, lr=2e-3, run=folders, about={"model": lm.name}):
         pass
-    return sl.load_sae(run)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def sae(runs):
+    return sl.load_sae(runs[0])
 
 
 def test_an_sae_of_a_real_model_keeps_it(sae, lm):
@@ -87,3 +92,33 @@ def test_an_sae_agrees_with_itself_on_what_the_world_calls_things(sae, lm):
     """The model never read the world; its latents still fire there, and a matched copy on the same tokens."""
     found = sl.agree(sae, sae, lm, tokens=6_000)
     assert found.pairs.jaccard.min() == found.pairs.concept.sub(found.pairs.concept_ceiling).abs().add(1).max() == 1
+
+
+def test_latents_of_stories_are_explained_by_rules_and_by_no_labels(runs, lm):
+    found = sl.explain(runs[0], lm, range(30), tokens=20_000)
+    assert len(found) + len(found.refused) == 30 and len(found) > 20
+    assert found.mean("detection").low > 0.55 and found.mean("simulation").low > 0.3
+    with pytest.raises(ValueError, match="no labels to explain by: take text='world'"):
+        sl.explain(runs[0], lm, range(3), explainer="label", tokens=2_000)
+
+
+def test_splits_of_a_real_model_stand_beside_their_null_and_in_one_map(runs, lm):
+    wide, narrow, other = map(sl.load_sae, runs)
+    found = sl.split([narrow, wide], lm, null=[wide, other], tokens=6_000)
+    shares = found.table.set_index(["of", "kind"])
+    assert shares.loc["children", "share"].sum() == pytest.approx(1) == shares.loc["children", "null"].sum()
+    assert shares.loc[("children", "shared"), "share"] < 0.2  # so short a training: seeds share little, widths no more
+    shown = sl.map_latents([narrow, wide], lm, tokens=4_000).wait()
+    assert shown.umap.shape == (640, 2) and shown.trustworthiness["umap"] > shown.trustworthiness["pca"] > 0.5
+
+
+def test_a_prompt_of_a_real_model_is_attributed_and_tokens_are_named_by_their_text(sae, lm):
+    """Its tokenizer makes two tokens of " a" and puts a space in front of "a"; both mean what they say here."""
+    prompt, logits = "Once upon a time, there was", {}
+    for name, mark in ((" a", "\u2581a"), ("a", "a"), (" the", "\u2581the")):
+        found = sl.attribute(sae, lm, prompt, name, top=5).table.set_index("node")
+        logits[name] = found.gradient_x_activation["total"], found.activation.notna().sum()
+        assert lm.words([lm.tokenizer.convert_tokens_to_ids(mark)]) == [name]
+    assert logits[" a"] != logits["a"] and {n for _, n in logits.values()} == {5}
+    with pytest.raises(ValueError, match="give one that is a single token"):
+        sl.attribute(sae, lm, prompt, " little house")
