@@ -40,6 +40,7 @@ _ROOM = {
     "first_letters": "absorption",
     "steer": "steering",
     "launch": "launcher",
+    "estimate": "costs",
     "sweep": "sweeps",
     "Sweep": "sweeps",
     "suite": "suites",

@@ -26,6 +26,7 @@ from .training import Step, TrainConfig, train
 if TYPE_CHECKING:
     import pandas as pd
 
+GLANCE = 2048  # tokens on which a snapshot is spliced in
 MODULES = {"training": "launcher", "sweep": "sweeps"}  # what the process of each kind of job runs
 _children: list[subprocess.Popen] = []  # of this process, so that each is reaped when it ends
 
@@ -96,7 +97,10 @@ def run_job(job: Job) -> Iterator[Step]:
     sae = build(job.variant, d_in=source.d_in(job.site), seed=job.seed, **job.own)
     if lm and job.evaluation:
         held_out(lm, job.text, "test", 0, column=job.column).block(0)  # a text too short for it fails now
-    yield from train(sae.to(lm.device) if lm else sae, source, run=run.folder, config=job.train)
+    for step in train(sae.to(lm.device) if lm else sae, source, run=run.folder, config=job.train):
+        yield step
+        if lm and job.evaluation:
+            _recover(run, lm, job)
     if lm and job.evaluation and run.trained and not run.eval:
         from .evaluation import evaluate
 
@@ -105,6 +109,23 @@ def run_job(job: Job) -> Iterator[Step]:
             run.write_eval(evaluate(sae, lm, tokens=job.evaluation).to_json())
         finally:
             run.mark("done")
+
+
+def _recover(run: Run, lm: Any, job: Job) -> None:
+    """Measures CE recovered of snapshots that are new, on a little text of the validation split."""
+    from .evaluation import evaluate
+
+    for step in run.snapshots:
+        run.study(
+            f"recovered/{step:08d}",
+            lambda step=step: {
+                "step": step,
+                "tokens": step * job.train.batch,
+                "ce_recovered": evaluate(
+                    run.snapshot(step).to(lm.device), lm, split="validation", tokens=GLANCE, spliced=GLANCE
+                ).ce_recovered.value,
+            },
+        )
 
 
 def reader(job: Job) -> Any:

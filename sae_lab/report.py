@@ -45,10 +45,21 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
 
 
 def write_page(path: Path, title: str, subtitle: str, sections: Sequence[Section]) -> Path:
-    """Writes the page beside its final name first, so that a reader never meets half of it."""
+    return _write(path, page(title, subtitle, sections))
+
+
+def write_markup(path: Path, title: str, body: str) -> Path:
+    """A page, without plotly, of markup in which all text is escaped already."""
+    head = "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+    head += f"<title>{html.escape(title)}</title><style>{CSS}</style>"
+    return _write(path, f"{head}{body}</html>")
+
+
+def _write(path: Path, text: str) -> Path:
+    """Writes beside the final name first, so that a reader never meets half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    draft.write_text(page(title, subtitle, sections), encoding="utf-8")
+    draft.write_text(text, encoding="utf-8")
     return draft.replace(path)
 
 

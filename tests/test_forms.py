@@ -23,7 +23,7 @@ from sae_lab.sweeps.plan import Plan
 from sae_lab.training import TrainConfig
 
 HOSTILE = '<img src=x onerror="window.x=1"> </span><script>x</script> \'"`$(id)` \u202e\x1b[31m'
-PANELS = sorted((Path(sl.__file__).parent / "panels").glob("*.py"))
+PANELS = sorted((Path(sl.__file__).parent / "panels").rglob("*.py"))
 NAMES = sorted(REGISTRY)
 rows_of_all = pytest.mark.parametrize("name", NAMES)
 
@@ -411,7 +411,7 @@ def test_where_no_widget_runs_there_is_a_table(panel):
 def test_a_fault_in_a_callback_is_shown(panel, monkeypatch):
     monkeypatch.setattr(panel.form, "set", lambda *_: 1 / 0)
     touch(shown(panel)["k"].control, "4")
-    assert "ZeroDivisionError: division by zero" in panel._foot.value
+    assert "ZeroDivisionError: division by zero" in panel._said.value
 
 
 # The house rules
@@ -443,7 +443,7 @@ def test_markup_is_written_in_one_file():
 
 
 def test_the_controller_knows_no_widgets():
-    tree = ast.parse((PANELS[0].parent / "forms.py").read_text())
+    tree = ast.parse((Path(sl.__file__).parent / "panels" / "forms.py").read_text())
     names = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
     names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert not [name for name in names if "widget" in name or name in ("faces", "look", "keys")]

@@ -1,4 +1,7 @@
 """What a notebook shows and asks: a controller without widgets, which tests can drive, and a thin face."""
 
-from .faces import FormPanel, form
+from .faces import FormPanel, RunsPanel, TrainPanel, form
 from .forms import Form, TrainingForm
+from .runs import Runs
+from .selection import Selection
+from .training import Training

@@ -188,6 +188,11 @@ class TrainingForm(Form):
         return {name: asked[name] for name in ("seed",) if name in asked} | Job.of(**asked).own
 
     @property
+    def job(self) -> Job:
+        """The training that is asked for."""
+        return Job.of(**self.knobs)
+
+    @property
     def detachable(self) -> bool:
         """Whether other processes find the variant; they do not if it was made in this one."""
         return variant(self.variant).__module__.rpartition(".")[0] == SAE.__module__.rpartition(".")[0]

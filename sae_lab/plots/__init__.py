@@ -1,6 +1,6 @@
 """Arrays and tables in, plotly figures out: one look for notebook, report and panel. Knows nothing else."""
 
-from .look import COLOURS, MORE, TERMS, div, script, style
+from .look import COLOURS, MORE, TERMS, div, esc, script, style
 from .studies import (
     absorbed,
     consistency,
@@ -15,4 +15,4 @@ from .studies import (
     spreads,
     treemap,
 )
-from .training import activations, curves, densities, dose, pareto, ratios, recovered
+from .training import activations, curves, densities, dose, front, overlaid, pareto, ratios, recovered

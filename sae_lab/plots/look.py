@@ -1,5 +1,7 @@
 """One look for notebook, report and panel: colours, quiet axes, and figures as HTML."""
 
+import html
+
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
@@ -27,6 +29,12 @@ def style(figure: go.Figure, height: int = 320) -> go.Figure:
     figure.update_xaxes(**quiet)
     figure.update_yaxes(automargin=True, **quiet)
     return figure
+
+
+def esc(text: object) -> str:
+    """Text that is only text in markup, plotly's too; what cannot be seen or turns the line around is spelt out."""
+    seen = (c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in str(text))
+    return html.escape("".join(seen))
 
 
 def script() -> str:

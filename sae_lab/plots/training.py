@@ -7,26 +7,61 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .look import COLOURS, MORE, TERMS, style
+from .look import COLOURS, MORE, TERMS, esc, style
 
+ACROSS = 4  # small panels in a row
 MARKS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 
 
 def curves(log: pd.DataFrame, columns: tuple[str, ...] = ("fvu", "l0", "dead"), name: str = "") -> go.Figure:
-    """Training curves over tokens seen, one small panel per column."""
+    """Training curves over tokens seen, one small panel per column, at most four in a row."""
     shown = [c for c in columns if c in log]
-    figure = make_subplots(1, len(shown), subplot_titles=[TERMS.get(c, c) for c in shown], horizontal_spacing=0.08)
+    down, across = -(-len(shown) // ACROSS), min(len(shown), ACROSS)
+    titles = [TERMS.get(c, c.removeprefix("terms.") + (" (loss)" if c.startswith("terms.") else "")) for c in shown]
+    figure = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=0.32 / down)
     for i, column in enumerate(shown):
-        line = go.Scatter(
-            x=log["tokens"], y=log[column], mode="lines", name=name, showlegend=False, line={"color": COLOURS[0]}
-        )
-        figure.add_trace(line, 1, i + 1)
-        figure.update_xaxes(title_text="tokens", row=1, col=i + 1)
+        known, place = log[["tokens", column]].dropna(), {"row": i // ACROSS + 1, "col": i % ACROSS + 1}
+        mode = "lines" if len(known) > 1 else "markers"
+        look = {"mode": mode, "name": name, "showlegend": False, "line": {"color": COLOURS[0]}}
+        figure.add_trace(go.Scatter(x=known["tokens"], y=known[column], **look), **place)
+        figure.update_xaxes(title_text="tokens", **place)
         if column == "fvu":
-            figure.update_yaxes(type="log", dtick="D2", tickformat=".2g", minor={"showgrid": False}, row=1, col=i + 1)
+            figure.update_yaxes(type="log", dtick="D2", tickformat=".2g", minor={"showgrid": False}, **place)
         else:
-            figure.update_yaxes(rangemode="tozero", row=1, col=i + 1)
-    return style(figure, 280)
+            figure.update_yaxes(rangemode="tozero", **place)
+    return style(figure, 40 + 240 * down)
+
+
+def overlaid(logs: dict[str, pd.DataFrame], number: str) -> go.Figure:
+    """One measured number of several trainings over tokens, a line each."""
+    figure, palette = go.Figure(), (*COLOURS, *MORE)
+    for i, (name, log) in enumerate(logs.items()):
+        if number in log:
+            line = {"color": palette[i % len(palette)], "dash": ("solid", "dash", "dot")[i // len(palette) % 3]}
+            figure.add_scatter(x=log["tokens"], y=log[number], mode="lines", name=esc(name), line=line)
+    figure.update_xaxes(title_text="tokens")
+    title = TERMS.get(number, number.removeprefix("terms."))
+    figure.update_yaxes(title_text=title, type="log" if number == "fvu" else "linear", minor={"showgrid": False})
+    return style(figure, 340)
+
+
+def front(runs: pd.DataFrame, chosen: Sequence[str] = ()) -> go.Figure:
+    """L0 against FVU of runs, a colour per variant; the front of the best is joined, chosen ones ringed."""
+    figure, palette = go.Figure(), (*COLOURS, *MORE)
+    for i, (variant, rows) in enumerate(runs.groupby("variant", sort=False)):
+        ring = [2.5 if label in chosen else 0.0 for label in rows.index]
+        mark = {"size": 9, "color": palette[i % len(palette)], "line": {"width": ring, "color": "#888"}}
+        names = [esc(name) for name in rows["run"]]
+        said = "%{text}<br>L0 %{x:.2f}, FVU %{y:.4f}<extra></extra>"
+        kept = {"mode": "markers", "name": esc(str(variant)), "marker": mark, "text": names, "hovertemplate": said}
+        figure.add_scatter(x=rows["L0"], y=rows["FVU"], **kept)
+    best = runs.sort_values(["L0", "FVU"])
+    best = best[best["FVU"] < best["FVU"].cummin().shift(fill_value=np.inf)]
+    line = {"color": "rgba(128,128,128,0.6)", "width": 1, "shape": "hv"}
+    figure.add_scatter(x=best["L0"], y=best["FVU"], mode="lines", name="best", line=line, hoverinfo="skip")
+    figure.update_xaxes(type="log", title_text="L0: latents per token (log scale)", minor={"showgrid": False})
+    figure.update_yaxes(title_text="FVU: variance unexplained")
+    return style(figure, 360)
 
 
 def densities(density: np.ndarray) -> go.Figure:

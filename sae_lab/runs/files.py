@@ -121,13 +121,46 @@ def read_json(path: Path) -> Any:
 
 def read_lines(path: Path) -> list[dict]:
     """The rows of a .jsonl file; a line that a kill cut short is left out."""
+    return rows_of(path.read_bytes() if path.exists() else b"")
+
+
+def rows_of(data: bytes) -> list[dict]:
     rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in data.splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:
             continue
     return [row for row in rows if isinstance(row, dict)]
+
+
+class Tail:
+    """The rows of a .jsonl file that another process adds to, as they come.
+
+    Attributes:
+        restarted: whether the last reading began anew, since the file had been rewritten.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._place, self._file, self.restarted = path, 0, None, False
+
+    def new(self) -> list[dict]:
+        """What was added since the last time; a line that is not whole yet waits."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return []
+        self.restarted = found.st_ino != self._file or found.st_size < self._place
+        if self.restarted:
+            self._place, self._file = 0, found.st_ino
+        if found.st_size == self._place:
+            return []
+        with open(self._path, "rb") as file:
+            file.seek(self._place)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._place += len(whole)
+        return rows_of(whole)
 
 
 def _existing(path: Path) -> Path:

@@ -37,3 +37,11 @@ class Lines:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+
+
+def findings(run: Run, kind: str, weights: str) -> list[dict[str, Any]]:
+    """All that a run holds of a kind about these weights, whatever the settings; the newest file last."""
+    files = sorted((run.folder / kind).glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    read = (read_lines(path) for path in files)
+    kept = (rows for rows in read if rows and rows[0].get("about", {}).get("weights") == weights)
+    return [row for rows in kept for row in rows if "latent" in row]

@@ -145,6 +145,16 @@ class Run:
         return read_json(file) if file.exists() else {}
 
     @property
+    def recovered(self) -> list[dict[str, float]]:
+        """CE recovered, by step and tokens, as it was measured on the way and, last, in the evaluation."""
+        found = [read_json(path) for path in sorted((self.folder / "studies" / "recovered").glob("*.json"))]
+        end = self.eval.get("ce_recovered", {}).get("value") if found else None
+        status = self.status if end is not None else {}
+        return found + (
+            [{"step": status["step"], "tokens": status["tokens"], "ce_recovered": end}] if status.get("tokens") else []
+        )
+
+    @property
     def errors(self) -> str:
         """What a detached process wrote to its error stream."""
         file = self.folder / "stderr.txt"
@@ -255,6 +265,17 @@ class Run:
 
     def write_eval(self, result: dict[str, Any]) -> None:
         write_json(self.folder / "eval.json", result)
+
+    @property
+    def comments(self) -> dict[int, str]:
+        """What somebody wrote down about latents."""
+        file = self.folder / "comments.json"
+        return {int(n): said for n, said in read_json(file).items()} if file.exists() else {}
+
+    def comment(self, latent: int, said: str) -> None:
+        """Keeps a comment on a latent; an empty one takes back what was said."""
+        kept = self.comments | {latent: said.strip()}
+        write_json(self.folder / "comments.json", {str(n): kept[n] for n in sorted(kept) if kept[n]})
 
     def study(self, name: str, measure: Callable[[], Any]) -> Any:
         """What is in studies/<name>.json; measured and written, in one moment, where it is not there yet."""

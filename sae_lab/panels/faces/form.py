@@ -6,12 +6,12 @@ from typing import Any
 
 import ipywidgets as W
 
-from .. import saes
-from ..knobs import Knob
-from ..launcher import Job
-from . import look
-from .forms import Scale, TrainingForm, typed
-from .keys import Keys
+from ... import saes
+from ...knobs import Knob
+from ...launcher import Job
+from .. import look
+from ..forms import Scale, TrainingForm, typed
+from .panel import Panel
 
 LABEL = {"description_width": "9.5rem"}
 
@@ -67,15 +67,14 @@ def control(row: Knob) -> W.Widget:
     return W.Text(placeholder="None" if row.optional else "", continuous_update=False, **named)
 
 
-class FormPanel(W.VBox):
+class FormPanel(Panel):
     """The form of a training. `knobs` is for sl.launch, `own` for sl.build; `form` is what is behind it, no widgets."""
 
     def __init__(self, form: TrainingForm):
-        self.form, self._fields, self._showing = form, {}, False
+        self.form, self._fields, self._showing, self._told = form, {}, False, []
         self._usual, self._rest, self._foot = W.VBox(), W.VBox(), W.HTML()
         self._more = W.Accordion([self._rest])
-        super().__init__([W.HTML(look.STYLE), Keys(), self._usual, self._more, self._foot])
-        self.add_class("sae-panel")
+        super().__init__(self._usual, self._more, self._foot)
         self.show()
 
     @property
@@ -90,6 +89,12 @@ class FormPanel(W.VBox):
         """As if it was typed."""
         self.form.set(name, given)
         self.show()
+        for tell in self._told:
+            tell()
+
+    def on_change(self, tell: Callable[[], None]) -> None:
+        """Calls `tell` whenever something was typed."""
+        self._told.append(tell)
 
     def show(self) -> None:
         """Draws what the form says now: other rows where it has others, values, errors, code."""
@@ -126,10 +131,7 @@ class FormPanel(W.VBox):
     def _changed(self, name: str, given: Any) -> None:
         if self._showing:
             return
-        try:
-            self.set(name, given)
-        except Exception as error:  # ipywidgets would say it where nobody looks
-            self._foot.value = look.told(f"{type(error).__name__}: {error}", wrong=True)
+        self.stay(self.set)(name, given)
 
     def _code(self, errors: dict[str, str]) -> str:
         if errors:
@@ -138,7 +140,7 @@ class FormPanel(W.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         self.show()
-        return super()._repr_mimebundle_(**kwargs) | {"text/html": self.snapshot()}
+        return super()._repr_mimebundle_(**kwargs)
 
     def __repr__(self) -> str:
         errors = self.form.errors

@@ -1,0 +1,5 @@
+"""The widgets of the panels: thin, each over a controller that knows no widgets."""
+
+from .form import FormPanel, form
+from .runs import RunsPanel
+from .train import TrainPanel

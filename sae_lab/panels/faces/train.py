@@ -1,0 +1,166 @@
+"""The training panel: launch, watch, pause, resume, stop; the training is a process of its own and outlives it."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as W
+
+from ...diagnosis import Finding
+from ...launcher import Job
+from ...saes import variant as known
+from .. import look
+from ..forms import TrainingForm
+from ..selection import Selection
+from ..training import ACTIONS, Training, View
+from .curves import Curves
+from .form import FormPanel
+from .panel import Panel
+
+NAMES = {"launch": "Launch", "pause": "Pause", "resume": "Resume", "stop": "Stop", "save": "Save now"}
+ICONS = {"launch": "rocket", "pause": "pause", "resume": "play", "stop": "stop", "save": "save"}
+HELP = {
+    "launch": "begin this training in a process of its own",
+    "pause": "checkpoint, and wait",
+    "resume": "go on where it stands",
+    "stop": "checkpoint, and end the process",
+    "save": "checkpoint, and go on",
+}
+NUMBERS = {"fvu": "FVU", "l0": "L0", "dead": "dead", "ce_recovered": "CE recovered", "lr": "rate"}
+
+
+class TrainPanel(Panel):
+    """A form, and what became of it. `training` is what is behind it, no widgets.
+
+    Give it the folder of a run to watch that one: `TrainPanel(run="runs/first")`.
+    """
+
+    def __init__(
+        self,
+        variant: str = Job.variant,
+        *,
+        run: str | Path | None = None,
+        folder: str | Path = "runs",
+        selection: Selection | None = None,
+        **knobs: Any,
+    ):
+        known(variant)
+        self.training = Training(TrainingForm(variant, **knobs), folder)
+        self.selection = selection if selection is not None else Selection()
+        self._form = FormPanel(self.training.form)
+        self._form.on_change(self.show)
+        self._settings = W.Accordion([self._form], titles=("What to train",), selected_index=None if run else 0)
+        self._attach = W.Dropdown(
+            description="show run", options=["", *self.training.runs], style={"description_width": "5rem"}
+        )
+        self._attach.observe(self.stay(lambda change: self.attach(change["new"]) if change["new"] else None), "value")
+        self._buttons = {
+            name: W.Button(description=NAMES[name], icon=ICONS[name], tooltip=HELP[name]) for name in ACTIONS
+        }
+        for name, button in self._buttons.items():
+            button.on_click(self.stay(lambda _, name=name: self.ask(name)))
+        self._price = W.Button(description="Estimate cost", icon="clock-o", tooltip="measure two seconds of it")
+        self._price.on_click(self.stay(lambda _: self._priced(begin=True)))
+        self._cost, self._state, self._bar = W.HTML(), W.HTML(), W.FloatProgress(min=0.0, max=1.0)
+        self._bar.layout.width = "100%"
+        self._curves, self._words = Curves(), W.HTML()
+        row = W.HBox([*self._buttons.values(), self._price, self._attach])
+        row.add_class("sae-buttons")
+        super().__init__(self._settings, row, self._cost, self._state, self._bar, self._curves, self._words)
+        if run:
+            self.attach(run)
+        self.show()
+        self.watch()
+
+    def ask(self, action: str) -> None:
+        """As if its button was clicked."""
+        self.training.ask(action)
+        if action == "launch":
+            self._settings.selected_index = None
+            self._list()
+        self.show()
+
+    def attach(self, run: str | Path) -> None:
+        """Shows another run, with its history."""
+        self.training.attach(run)
+        self.show()
+
+    def refresh(self) -> None:
+        self.show()
+        self._priced()
+
+    def show(self) -> None:
+        """Draws how the training stands."""
+        view = self.training.view()
+        if self.training.run is not None and self.selection.run != str(self.training.run.folder):
+            self.selection.run = str(self.training.run.folder)
+        for name, button in self._buttons.items():
+            button.disabled = name not in view.can
+        self._state.value = _headline(self._name, view)
+        self._bar.value, self._bar.bar_style = view.share, _style(view.state)
+        self._curves.show(view.curves)
+        self._words.value = _numbers(view) + _words(view)
+
+    def snapshot(self) -> str:
+        view = self.training.view()
+        return _headline(self._name, view, now=False) + _numbers(view) + _sparklines(view) + _words(view)
+
+    @property
+    def _name(self) -> str:
+        return str(self.training.run.folder) if self.training.run is not None else ""
+
+    def _list(self) -> None:
+        """The runs there are now, this one chosen."""
+        with self._attach.hold_trait_notifications():
+            self._attach.options = ["", *self.training.runs]
+
+    def _priced(self, begin: bool = False) -> None:
+        """Shows what the training would cost, or begins to measure it."""
+        if begin:
+            self.training.estimate()
+            self._cost.value = look.told("measuring the first steps ...")
+        elif self._cost.value and "measuring" in self._cost.value and (cost := self.training.cost) is not None:
+            short = cost.shortage
+            self._cost.value = look.told(
+                f"{cost}" + (f". This machine is short of {short}" if short else ""), bool(short)
+            )
+
+    def __repr__(self) -> str:
+        return f"<training panel: {self._name or self.training.form.variant}, {self.training.view().said}>"
+
+
+def _headline(run: str, view: View, now: bool = True) -> str:
+    clock = (
+        f"updated {time.strftime('%H:%M:%S')}" if now and view.state in ("running", "starting", "evaluating") else ""
+    )
+    return look.headline(view.state or "none", " · ".join(part for part in (run, view.said, clock) if part))
+
+
+def _style(state: str) -> str:
+    return {"done": "success", "failed": "danger", "lost": "danger", "stuck": "warning", "paused": "warning"}.get(
+        state, "info"
+    )
+
+
+def _numbers(view: View) -> str:
+    shown = [(label, f"{view.numbers[name]:.4g}") for name, label in NUMBERS.items() if name in view.numbers]
+    return look.figures(shown)
+
+
+def _sparklines(view: View) -> str:
+    drawn = []
+    for name in (c for c in view.curves if c in NUMBERS or c.startswith("terms.")):
+        known = view.curves[["tokens", name]].dropna()
+        drawn.append(look.sparkline(NUMBERS.get(name, name), known["tokens"].tolist(), known[name].tolist()))
+    return look.columns(*drawn)
+
+
+def _words(view: View) -> str:
+    return "".join([_found(view.findings), look.listed(view.notes), look.code(view.error)])
+
+
+def _found(findings: tuple[Finding, ...]) -> str:
+    return "".join(
+        look.told(f"{f.severity}: {f.name}. {f.evidence} Remedy: {f.remedy}", wrong=f.severity == "critical")
+        for f in findings
+    )

@@ -1,0 +1,202 @@
+"""What a training panel shows and does, without widgets: a form, a run, and what may be asked of it now."""
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..costs import Cost, Probe, duration
+from ..diagnosis import Finding, doctor
+from ..launcher import Launched, launch
+from ..runs import Tail, find_runs, fresh
+from .forms import TrainingForm
+
+ACTIONS = ("launch", "pause", "resume", "stop", "save")
+MOST = 500  # points of a curve
+STALE = 10.0  # seconds without a heartbeat, after which a run that lives counts as stuck
+ASKED = {"pause": "pausing", "stop": "stopping", "save": "saving"}
+
+
+@dataclass(frozen=True)
+class View:
+    """How a training stands.
+
+    Attributes:
+        state: of the run, "" where there is none; "stuck" where its process lives and says nothing.
+        said: the same for a reader, with progress, speed and time left.
+        share: of the steps that are done.
+        can: which of ACTIONS mean something now.
+        curves: one row per measurement: tokens, and what was measured.
+    """
+
+    state: str
+    said: str
+    share: float
+    can: frozenset[str]
+    curves: pd.DataFrame
+    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    error: str
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """The last of each measured number."""
+        last = {name: self.curves[name].dropna() for name in self.curves}
+        return {name: float(values.iloc[-1]) for name, values in last.items() if len(values)}
+
+
+class Training:
+    """Launches a training as a process of its own, or attaches to one that is there, and says how it stands.
+
+    Nothing here waits: what is asked of a run is written to its folder, and `view` shows when it came true.
+    """
+
+    def __init__(self, form: TrainingForm, folder: str | Path = "runs"):
+        self.form, self.folder, self.run = form, Path(folder), None
+        self._probe: Probe | None = None
+        self._forget()
+
+    @property
+    def runs(self) -> list[str]:
+        """The runs that one could attach to, the youngest first."""
+        found = [(run.status.get("heartbeat", 0.0), str(run.folder)) for run in find_runs(self.folder)]
+        return [name for _, name in sorted(found, reverse=True)]
+
+    def launch(self) -> None:
+        """Raises:
+        ValueError, TypeError, KeyError, RunInUse: as `sae_lab.launch`.
+        """
+        self.attach(launch(**{"run": self._free()} | self.form.knobs))
+
+    def attach(self, run: str | Path | Launched) -> None:
+        """Shows a run, of whichever process, with all of its history.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        found = run if isinstance(run, Launched) else Launched(run)
+        if not found.exists:
+            raise FileNotFoundError(f"No run in {str(found.folder)!r}. There are: {', '.join(self.runs) or 'none'}.")
+        self.run = found
+        self._forget()
+
+    def ask(self, action: str) -> None:
+        """One of ACTIONS.
+
+        Raises:
+            RuntimeError: if it means nothing now.
+        """
+        can = self._can(self.run.status if self.run else {})
+        if action not in can:
+            raise RuntimeError(
+                f"Cannot {action} now: {self.view().said}. Possible: {', '.join(sorted(can)) or 'none'}."
+            )
+        if action == "launch":
+            self.launch()
+        elif action == "resume":
+            self.run.resume()
+        elif action == "stop" and self.run.status["state"] == "evaluating":
+            self.run.stop(timeout=0.1)
+        else:
+            self.run.control(action)
+
+    def estimate(self) -> Probe:
+        """Begins to measure what the form's training would cost, in a process of its own.
+
+        Raises:
+            ValueError: if the form has to be mended first.
+        """
+        if self._probe is not None:
+            self._probe.stop()
+        self._probe = Probe(self.form.job)
+        return self._probe
+
+    @property
+    def cost(self) -> Cost | None:
+        """What was measured; None before that.
+
+        Raises:
+            RuntimeError: if the process that measures failed; with its last words.
+        """
+        return self._probe.cost if self._probe is not None else None
+
+    def view(self) -> View:
+        """How it stands now; cheap where nothing has changed."""
+        if self.run is None:
+            return View("", "no run yet", 0.0, self._can({}), self._curves, (), (), "")
+        status = self.run.status
+        state = self._state(status)
+        if self._read() or state != self._seen:
+            self._seen = state
+            self._findings = tuple(doctor(self.run).findings) if len(self._curves) else ()
+        share = status["step"] / status["steps"] if status.get("steps") else 0.0
+        error = status.get("error") or (self.run.errors[-2000:] if state in ("failed", "lost") else "")
+        said = _said(state, status, self.run.wanted)
+        return View(state, said, share, self._can(status), self._curves, self._notes, self._findings, error)
+
+    def _read(self) -> bool:
+        """Whether the log, or what was recovered, has something new; it is then in `_curves` and `_notes`."""
+        fresh, recovered = self._tail.new(), self.run.recovered
+        if self._tail.restarted:
+            self._rows = {}
+        if not fresh and len(recovered) == self._known:
+            return False
+        self._known = len(recovered)
+        for row in fresh:
+            if "fvu" in row:
+                self._rows[row["step"]] = row
+        self._notes = tuple(dict.fromkeys((*self._notes, *(row["note"] for row in fresh if row.get("note")))))
+        log = pd.json_normalize([self._rows[step] for step in sorted(self._rows)])
+        self._curves = thinned(pd.concat([log, pd.DataFrame(recovered)], ignore_index=True))
+        return True
+
+    def _forget(self) -> None:
+        self._tail = Tail(self.run.folder / "log.jsonl") if self.run else None
+        self._rows: dict[int, dict] = {}
+        self._curves, self._notes, self._findings, self._known, self._seen = pd.DataFrame(), (), (), 0, ""
+
+    def _state(self, status: dict[str, Any]) -> str:
+        silent = time.time() - status.get("heartbeat", time.time())
+        return "stuck" if status["state"] in ("running", "paused") and silent > STALE else status["state"]
+
+    def _can(self, status: dict[str, Any]) -> frozenset[str]:
+        state, alive = status.get("state", ""), self.run is not None and self.run.alive
+        can = set() if self.form.errors or not self.form.detachable or alive else {"launch"}
+        if alive and state in ("starting", "running"):
+            can |= {"pause", "stop", "save"}
+        if alive and state in ("paused", "evaluating"):
+            can |= {"stop"}
+        if (alive and state == "paused") or (state in ("stopped", "failed", "lost") and not alive and self.run.job):
+            can |= {"resume"}
+        return frozenset(can)
+
+    def _free(self) -> str:
+        asked = self.form.values
+        return str(fresh(self.folder / f"{asked['variant']}-{asked['site']}"))
+
+
+def thinned(rows: pd.DataFrame, most: int = MOST) -> pd.DataFrame:
+    """At most about `most` rows: of each stretch of steps those that hold the least and the most of each number."""
+    stretch = -(-len(rows) // max(1, most // 2))
+    if stretch <= 2:
+        return rows
+    kept = {0, len(rows) - 1}
+    number = rows.select_dtypes("number")
+    for name in number.columns.intersection(["fvu"]).union([c for c in number if c.startswith("terms.")]):
+        groups = number[name].dropna().groupby(lambda i: i // stretch)
+        kept |= {*groups.idxmin(), *groups.idxmax()}
+    if "ce_recovered" in rows:
+        kept |= set(rows.index[rows["ce_recovered"].notna()])
+    return rows.loc[sorted(kept)]
+
+
+def _said(state: str, status: dict[str, Any], wanted: str) -> str:
+    word = ASKED.get(wanted, state) if state in ("running", "starting") else state
+    parts = [word, f"step {status['step']:,} of {status['steps']:,}" if status.get("steps") else ""]
+    if state == "running":
+        parts.append(f"{status.get('rate') or 0:,.0f} tokens/s")
+        parts.append(f"{duration(status['eta'])} left" if status.get("eta") is not None else "")
+    return " · ".join(part for part in parts if part)
