@@ -128,6 +128,13 @@ def _recover(run: Run, lm: Any, job: Job) -> None:
         )
 
 
+def devices() -> list[str]:
+    """Where this machine can train."""
+    import torch
+
+    return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+
+
 def reader(job: Job) -> Any:
     """The model of a job; none for planted activations."""
     if job.model == "planted":

@@ -8,7 +8,7 @@ from math import log10
 from typing import Any
 
 from ..knobs import Knob, hint, knobs, plain
-from ..launcher import Job, checked
+from ..launcher import Job, checked, devices
 from ..saes import REGISTRY, SAE, variant
 from ..training import TrainConfig
 
@@ -170,6 +170,7 @@ class TrainingForm(Form):
         rows = super().rows
         rows.pop("d_in", None)  # the model's to say
         paper = getattr(REGISTRY.get(self.variant), "paper", "which SAE")
+        rows["device"] = replace(rows["device"], choices=tuple(devices()))
         return rows | {"variant": replace(rows["variant"], choices=tuple(sorted(REGISTRY)), help=paper)}
 
     def made(self) -> list[Any]:

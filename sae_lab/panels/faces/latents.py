@@ -59,7 +59,7 @@ class LatentsPanel(Panel):
         self._grid.observe(self.stay(lambda change: self.look(int(change["new"])) if change["new"] else None), "on_top")
         self._grid.observe(self.stay(lambda change: self._mark(change["new"])), "chosen")
         self._gather.on_click(self.stay(lambda _: self.gather()))
-        self.selection.observe(self.stay(lambda change: self.open(change["new"])), "run")
+        self.selection.observe(self.stay(lambda change: self.attach(change["new"])), "run")
         self.selection.observe(self.stay(lambda _: self._draw()), "latent")
         top = W.HBox([self._search, self._alive, self._try, self._count])
         top.add_class("sae-buttons")
@@ -67,10 +67,10 @@ class LatentsPanel(Panel):
         self._one = W.VBox([W.HBox([self._order, self._comment]), self._card, self._near])
         super().__init__(top, self._gather, self._grid, self._one)
         where = run if run is not None else self.selection.run
-        self.open(where.folder if isinstance(where, Run) else where)
+        self.attach(where.folder if isinstance(where, Run) else where)
         self.watch()
 
-    def open(self, run: str | Path) -> None:
+    def attach(self, run: str | Path) -> None:
         """Shows another run."""
         if self.latents is not None and str(self.latents.run.folder) == str(run):
             return
@@ -139,7 +139,7 @@ class LatentsPanel(Panel):
         self._list()
         shown = self._shown()
         if self._try.value.strip() and shown is not None and len(shown) and self.selection.latent not in shown.index:
-            self.look(shown.index[0])
+            self.look(int(shown.index[0]))
         self._draw()
 
     def _mark(self, labels: Sequence[str]) -> None:
