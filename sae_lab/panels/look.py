@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+import pandas as pd
+
 from ..plots import esc
 
 STYLE = """<style>
@@ -134,3 +136,14 @@ def columns(*parts: str) -> str:
 
 def heading(text: str, level: int = 4) -> str:
     return f'<h{level} style="margin:0.4rem 0 0.2rem">{esc(text)}</h{level}>'
+
+
+def text(prompt: str, written: str) -> str:
+    """What a model wrote, behind the prompt it was given."""
+    return f'<div class="sae-tokens"><span class="sae-help">{esc(prompt)}</span>{esc(written)}</div>'
+
+
+def frame(rows: pd.DataFrame) -> str:
+    """A small table with its heads."""
+    shown = rows.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
+    return table([tuple(shown.columns), *shown.itertuples(index=False, name=None)])
