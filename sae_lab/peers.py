@@ -12,6 +12,7 @@ from typing import IO
 import torch
 
 LIBRARIES = {"sae-lens": "6.54.12", "dictionary-learning": "0.1.0", "eai-sparsify": "1.3.3"}
+OURS = ("GOMP_SPINCOUNT", "12000")  # what `import sae_lab` sets: other libraries are timed without it
 SCRIPT = Path(__file__).with_name("peer_step.py")
 
 
@@ -34,6 +35,7 @@ def peer(library: str, shape: tuple[int, int, int, int]) -> Iterator[Callable[[]
     """
     command = [environment(library), SCRIPT, library, *map(str, shape), str(torch.get_num_threads())]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipes["env"] = {name: value for name, value in os.environ.items() if (name, value) != OURS}
     with (
         TemporaryFile("w+") as said,  # a pipe that nobody reads would fill up
         subprocess.Popen(command, text=True, bufsize=1, stderr=said, **pipes) as process,

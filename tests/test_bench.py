@@ -1,6 +1,7 @@
 """Timings: what is timed is what it is called, and the figures are of one another. No test looks at a time."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -158,6 +159,28 @@ def test_a_peer_steps_when_it_is_told_to(library, tmp_path):
         step()
         step()
     assert log.read_text().splitlines() == [f"{i} (6, 4) 8" for i in (1, 2, 3)]  # the first warms up
+
+
+def test_a_peer_waits_as_its_own_users_would(library, tmp_path, monkeypatch):
+    assert subprocess.run(
+        [sys.executable, "-c", "import os, sae_lab; print(os.environ['GOMP_SPINCOUNT'])"],
+        env={n: v for n, v in os.environ.items() if n not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")},
+        capture_output=True,
+        text=True,
+    ).stdout.split() == [peers.OURS[1]]
+    log = tmp_path / "log"
+    library.write_text(
+        "import os\n"
+        "class BatchTopKTrainer:\n"
+        "    def __init__(self, **config): pass\n"
+        "    def update(self, step, x):\n"
+        f"        open({str(log)!r}, 'a').write(os.environ.get('GOMP_SPINCOUNT', 'its own') + ' ')\n"
+    )
+    for given in (peers.OURS[1], "7"):  # 7: the user's wish
+        monkeypatch.setenv("GOMP_SPINCOUNT", given)
+        with peers.peer("dictionary-learning", (6, 4, 8, 2)):
+            pass
+    assert log.read_text().split() == ["its", "own", "7"]
 
 
 def test_a_peer_that_fails_says_why(library):
