@@ -411,7 +411,7 @@ def test_where_no_widget_runs_there_is_a_table(panel):
 def test_a_fault_in_a_callback_is_shown(panel, monkeypatch):
     monkeypatch.setattr(panel.form, "set", lambda *_: 1 / 0)
     touch(shown(panel)["k"].control, "4")
-    assert "ZeroDivisionError: division by zero" in panel._said.value
+    assert "ZeroDivisionError: division by zero" in panel._fault.value
 
 
 # The house rules

@@ -147,7 +147,7 @@ def test_contexts_are_the_strongest_or_a_sample_by_quantile(panel):
 
 def test_ones_own_text_is_shaded_and_ranks_the_latents(panel):
     panel._try.value = "Anna has pears."
-    assert panel._said.value == ""
+    assert panel._fault.value == ""
     assert panel.selection.latent == panel.latents.strongest("Anna has pears.").index[0]
     assert "your text" in panel._card.value and "sae-peak" in panel._card.value
 

@@ -356,3 +356,16 @@ def test_a_grid_counts_what_it_does_not_draw(monkeypatch):
     grid.show(pd.DataFrame({"n": [1.5, float("nan"), 3.0, 4.0], "s": ["a", None, HOSTILE, "d"]}))
     assert grid.rows == [["0", [1.5, "1.5"], "a"], ["1", [None, ""], ""], ["2", [3.0, "3"], HOSTILE]]
     assert grid.more == 1 and grid.columns == [["n", True], ["s", False]] and grid.chosen == ["1"]
+
+
+def test_the_tour_links_all_panels_and_opens_on_nothing(tmp_path, silent):
+    tour = sl.panels.tour(tmp_path, variant="topk", model="planted", site="L0R", **SMALL)
+    assert "no run is chosen" in texts(tour) and "0 runs" in texts(tour)
+    run = written(tmp_path, "done")
+    tour.runs.show()
+    tour.runs._grid.on_top = str(run.folder)
+    assert {tour.selection.run} == {str(run.folder)} and "has no trained SAE yet" in texts(tour.latents)
+    tour._tabs.selected_index = 3
+    assert tour.geometry is None  # not trained
+    assert "Choose a run" in texts(tour) and repr(tour).startswith("<tour: <selection:")
+    tour.snapshot()

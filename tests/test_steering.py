@@ -7,21 +7,22 @@ import pytest
 import torch
 from small import identity, small_llama
 
-from sae_lab import steer, steering, world
+from sae_lab import steer, world
 from sae_lab.models import load_model
 from sae_lab.sites import Site
 from sae_lab.steering import (
     BABBLE,
-    _strength,
     candidates,
     direction,
     experiment,
+    experiments,
     openings,
     shows,
     surprise,
     target,
     typical_activation,
 )
+from sae_lab.steering.experiments import _strength
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +157,11 @@ def test_the_target_is_the_concept_that_is_written_more(lm, sae, monkeypatch):
     with torch.no_grad():
         made.W_dec[4] = 1e4 * head / head.norm()
     trying = {"prompts": 4, "max_new_tokens": 2}
-    monkeypatch.setattr(steering, "surprise", lambda lm, texts: 1.0)
+    monkeypatch.setattr(experiments, "surprise", lambda lm, texts: 1.0)
     assert target(made, lm, rows(cat, dog), **trying).concept == dog
-    monkeypatch.setattr(steering, "surprise", lambda lm, texts: 9.0 if any(" dog" in new for _, new in texts) else 1.0)
+    monkeypatch.setattr(
+        experiments, "surprise", lambda lm, texts: 9.0 if any(" dog" in new for _, new in texts) else 1.0
+    )
     assert target(made, lm, rows(cat, dog), **trying).concept == cat  # who babbles steers nowhere
 
 

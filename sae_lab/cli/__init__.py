@@ -21,6 +21,7 @@ VERBS = {
     "explain": "what latents fire on, in words, and how good those are: sae-lab explain RUN --latents 12 40",
     "validity": "what scores of latents are worth against true concepts: sae-lab validity RUN [--peers RUN RUN]",
     "attribute": "what each latent does to a prompt's next token: sae-lab attribute RUN PROMPT --of A B",
+    "steer": "push latents while the model writes: sae-lab steer RUN PROMPT --latent 12 --mode add --strength 4",
     "absorption": "how often a child's latent silences its parent's: sae-lab absorption RUN [--letters prompt]",
     "probe": "how well a few latents tell labels: sae-lab probe RUN [--labels FILE.csv]",
     "doctor": "what went wrong in a run, by its record, and what to do about it: sae-lab doctor RUN",
@@ -33,7 +34,7 @@ VERBS = {
     "resume": "let a paused run go on, or start a stopped or killed one again from its last checkpoint",
     "stop": "checkpoint a run and end its process",
 }
-STUDIES = ("evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "absorption", "probe")
+STUDIES = ("evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "steer", "absorption", "probe")
 # which file a verb is in; the others are in `commands`
 ROOM = dict.fromkeys((*STUDIES, "doctor"), "studies") | dict.fromkeys(("explain", "validity"), "words")
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(

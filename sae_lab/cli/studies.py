@@ -18,6 +18,7 @@ from ..probing import probe
 from ..runs import Run
 from ..saes import SAE
 from ..splitting import split
+from ..steering import MODES, Push, steer
 from ..windows import contexts
 from . import say
 from .commands import options, parsed
@@ -124,6 +125,33 @@ def run_attribute(argv: list[str], as_json: bool) -> None:
     found = attribute(sae.to(lm.device), lm, given.prompt, "ce" if given.of == ("ce",) else given.of, top=given.top)
     said = f"{found.about['of']} {found.clean:.4g}; gradients add up to {found.completeness:.1%} of it all"
     say(found.to_json(), as_json, f"{said}\n{found.table.to_string(index=False, na_rep='')}")
+
+
+def run_steer(argv: list[str], as_json: bool) -> None:
+    """`steer RUN PROMPT --latent 12 --mode add --strength 4`: texts untouched and with latents pushed."""
+    more = {
+        "run": (tyro.conf.Positional[str], field()),
+        "prompt": (tyro.conf.Positional[str], field()),
+        "latent": (tuple[int, ...], field()),
+        "mode": (tuple[str, ...], knob(("add",), help=f"one for all, or one each: {', '.join(MODES)}")),
+        "strength": (tuple[float, ...], knob((1.0,), help="one for all, or one each; in units of its maximum")),
+        "unit": (float | None, knob(None, help="what strength 1 is; None: the latent's maximum on validation text")),
+        "positions": (str, knob("all", help="all, generated, last (of the prompt), or 3:7 of the prompt")),
+        "scale": (tuple[float, ...], knob((1.0,), help="multiples of the strengths, a text each")),
+        "max_new_tokens": (int, knob(40, 1, 10**6, "tokens to write")),
+        "temperature": (float, knob(0.0, 0.0, 100.0, "of sampling; 0: the likeliest token")),
+        "seed": (int, knob(0, help="of sampling")),
+        "model": (str | None, knob(None, help="the model; None: the one it was trained on")),
+    }
+    given = parsed(options("SteerOptions", doc="Push latents while the model writes.", **more), argv, "steer")
+    each = [of * len(given.latent) if len(of) == 1 else of for of in (given.mode, given.strength)]
+    if not given.latent or any(len(of) != len(given.latent) for of in each):
+        raise ValueError("Give --latent, one or several, and one --mode and --strength for all or one for each.")
+    pushes = [Push(i, mode, s, given.unit, given.positions) for i, mode, s in zip(given.latent, *each)]
+    sae, lm = loaded(given.run, given.model)
+    how = {"max_new_tokens": given.max_new_tokens, "temperature": given.temperature, "seed": given.seed}
+    found = steer(sae, lm, pushes, given.prompt, scale=(None, *given.scale), **how)
+    say(found.to_json(), as_json, f"{found!r}\n{found.changes.to_string(index=False, float_format='{:.4g}'.format)}")
 
 
 def _model(sae: SAE, name: str | None) -> LM:

@@ -1,6 +1,7 @@
 """The door to a language model: load it, read it, splice into it, differentiate it, let it write."""
 
 from sae_lab.models.costs import splice_cost
-from sae_lab.models.generation import Edit, Generation
+from sae_lab.models.edits import Edit
+from sae_lab.models.generation import Generation
 from sae_lab.models.lm import LM, Splice
 from sae_lab.models.loading import load_model

@@ -6,32 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from sae_lab.shapes import Acts, Direction, Mask
-from sae_lab.sites import Site
-
-
-@dataclass(frozen=True, eq=False)
-class Edit:
-    """Adds `strength * vector` to the activations at a site, at every token that is not special.
-
-    `strength` is a number, or a function from activations [..., d_in] to one number each ([...]), for example to bring
-    a latent to a value. At a TC site the activations are the MLP's input and the sum is with its output. With
-    `prompt=False` only new tokens are edited.
-    """
-
-    site: str
-    vector: Direction
-    strength: float | Callable[[Acts], Tensor] = 1.0
-    prompt: bool = True
-
-    def added(self, x: Acts) -> Acts:
-        """What is added to activations `x`."""
-        scale = self.strength(x)[..., None] if callable(self.strength) else self.strength
-        return (scale * self.vector.to(x)).expand_as(x)
+from sae_lab.models.edits import Edit, changes
+from sae_lab.shapes import Mask
 
 
 @dataclass(frozen=True)
@@ -77,6 +58,9 @@ class Generation:
         self._sampling = temperature, top_p, n, seed
         self._prompts = [_prompt_ids(lm, text, max_new_tokens) for text in prompts]
         self._new: list[list[int]] = [[] for _ in self.rows]
+        for p, e, _ in self.rows:
+            for edit in edits[e]:
+                edit.check(self._prompts[p], lm.special_ids)
         self._starts = [len(self._decoded(p, [])) for p in range(len(prompts))]
         self._steps = self._run(max_new_tokens)
 
@@ -101,6 +85,11 @@ class Generation:
             raise ValueError(f"{len(self.rows)} rows were written: take `.texts`.")
         return self.texts[0]
 
+    @property
+    def ids(self) -> list[tuple[list[int], list[int]]]:
+        """(prompt, what was written so far) of each row, as tokens; a mark of the end is left out."""
+        return [(self._prompts[p], list(new)) for (p, _, _), new in zip(self.rows, self._new)]
+
     def _run(self, max_new_tokens: int) -> Iterator[Written]:
         lm, done = self._lm, [False] * len(self.rows)
         ids, mask = self._padded()
@@ -110,8 +99,8 @@ class Generation:
         real = mask
         for index in range(max_new_tokens):
             positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            changes = _changes(self._edits, real & ~special, prompt=index == 0)
-            newest = draw(lm.step(ids, cache, mask, positions, changes)).tolist()
+            made = changes(self._edits, real & ~special, self._reach if index == 0 else None)
+            newest = draw(lm.step(ids, cache, mask, positions, made)).tolist()
             newest = [-1 if over else i for i, over in zip(newest, done)]
             done = [over or i in stops for i, over in zip(newest, done)]
             for row, i in zip(self._new, newest):
@@ -131,6 +120,11 @@ class Generation:
         ids = torch.tensor([[row[0]] * (width - len(row)) + row for row in rows], device=self._lm.device)
         lengths = torch.tensor([len(row) for row in rows], device=self._lm.device)
         return ids, torch.arange(width, device=self._lm.device)[None] >= width - lengths[:, None]
+
+    def _reach(self, row: int, edit: Edit) -> Bool[Tensor, " seq"]:
+        """Which places of the padded prompts an edit is for."""
+        width, own = max(map(len, self._prompts)), len(self._prompts[self.rows[row][0]])
+        return F.pad(edit.reaches(own, own), (width - own, 0))
 
     def _so_far(self, steps: int | None = None) -> list[str]:
         """The texts after so many tokens; None: the finished ones."""
@@ -164,30 +158,6 @@ class _Draw:
         place = torch.searchsorted(reach, u * reach[:, -1:], right=True)
         last = (kept > 0).sum(-1, keepdim=True) - 1
         return order.gather(1, torch.minimum(place, last))[:, 0]
-
-
-def _changes(rows: list[tuple[Edit, ...]], where: Mask, prompt: bool) -> dict[Site, Callable]:
-    """One change per site, in which every row gets its own edits."""
-    active = [(r, e) for r, row in enumerate(rows) for e in row if e.prompt or not prompt]
-    sites = {Site(e.site) for _, e in active}
-    return {site: _change([(r, e) for r, e in active if Site(e.site) == site], where) for site in sites}
-
-
-def _change(edits: list[tuple[int, Edit]], where: Mask) -> Callable[[Tensor, Tensor], Tensor]:
-    fixed = [(row, edit.strength * edit.vector) for row, edit in edits if not callable(edit.strength)]
-    moving = [(row, edit) for row, edit in edits if callable(edit.strength)]
-
-    def change(x: Tensor, old: Tensor) -> Tensor:
-        new = old.clone()
-        if fixed:
-            rows = torch.tensor([row for row, _ in fixed], device=old.device)
-            vectors = torch.stack([vector for _, vector in fixed]).to(old)
-            new.index_add_(0, rows, torch.where(where[rows, :, None], vectors[:, None], 0.0))
-        for row, edit in moving:
-            new[row] += torch.where(where[row, :, None], edit.added(x[row]).to(old), 0.0)
-        return new
-
-    return change
 
 
 def _prompt_ids(lm: Any, text: str, room: int) -> list[int]:

@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lab.models import traces
-from sae_lab.models.generation import Edit, Generation
+from sae_lab.models.edits import Edit, changes
+from sae_lab.models.generation import Generation
 from sae_lab.shapes import Acts, Ids, Logits, Mask, PerPlace, Scalar
 from sae_lab.sites import PARTS, Site
 
@@ -224,13 +225,30 @@ class LM:
             ValueError: as `read`; a prompt that leaves no room for `max_new_tokens` in the context.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = [() if e is None else (e,) if isinstance(e, Edit) else tuple(e) for e in edits]
-        for edit in (e for row in rows for e in row):
-            site = self._site(edit.site)
-            shape, width = tuple(edit.vector.shape), self.d_in(site.target)
-            if shape[-1:] != (width,):
-                raise ValueError(f"The edit's vector has shape {shape}, but {site.target} is {width} wide.")
+        rows = self._fitting([() if e is None else (e,) if isinstance(e, Edit) else tuple(e) for e in edits])
         return Generation(self, prompts, rows, max_new_tokens, temperature, top_p, n, seed)
+
+    def edited(
+        self,
+        ids: Ids,
+        edits: Sequence[Sequence[Edit]],
+        mask: Mask | None = None,
+        ends: Sequence[int] | None = None,
+    ) -> Logits:
+        """Predictions where each row has its own edits, as while `generate` writes that row.
+
+        `ends`: how many tokens of each row are its prompt; by default all.
+
+        Raises:
+            ValueError: as `read`; an edit that does not fit its site.
+        """
+        ids = self._checked(ids, mask)
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
+        ends = real.sum(1).tolist() if ends is None else ends
+        reach = lambda row, edit: edit.reaches(ids.shape[1], ends[row])  # noqa: E731
+        made = changes(self._fitting(map(tuple, edits)), real & ~self.special(ids), reach)
+        with self._lock:
+            return traces.run(self._model, ids, made, self._eps)[0]
 
     @torch.no_grad()
     def logit_lens(self, vectors: Float[Tensor, "rows d_in"], site: str) -> Float[Tensor, "rows vocab"]:
@@ -263,6 +281,15 @@ class LM:
         if site.layer >= self.n_layers:
             raise ValueError(f"No site {site}: {self.name} has layers 0 to {self.n_layers - 1}.")
         return site
+
+    def _fitting(self, rows: Iterable[tuple[Edit, ...]]) -> list[tuple[Edit, ...]]:
+        rows = list(rows)
+        for edit in (e for row in rows for e in row):
+            site = self._site(edit.site)
+            shape, width = tuple(edit.vector.shape), self.d_in(site.target)
+            if shape[-1:] != (width,):
+                raise ValueError(f"The edit's vector has shape {shape}, but {site.target} is {width} wide.")
+        return rows
 
     def _checked(self, ids: Ids, mask: Mask | None) -> Ids:
         if not isinstance(ids, Tensor) or ids.ndim != 2 or (mask is not None and mask.shape != ids.shape):

@@ -1,20 +1,40 @@
-"""What a notebook shows and asks: controllers without widgets, which tests can drive, and thin faces."""
+"""What a notebook shows and asks: controllers without widgets, which tests can drive, and thin faces.
 
-from .faces import (
-    FormPanel,
-    GeometryPanel,
-    LatentsPanel,
-    RunsPanel,
-    SteerPanel,
-    Tour,
-    TrainPanel,
-    form,
-    tour,
-)
-from .forms import Form, TrainingForm
-from .geometry import Geometry
-from .latents import Latents
-from .runs import Runs
-from .selection import Selection
-from .steering import Steering
-from .training import Training
+Names load on first use: a map of points needs no model.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_FILE = {
+    "Form": "forms",
+    "Geometry": "geometry",
+    "Latents": "latents",
+    "Runs": "runs",
+    "Selection": "selection",
+    "Steering": "steering",
+    "Training": "training",
+    "TrainingForm": "forms",
+    "FormPanel": "faces.form",
+    "GeometryPanel": "faces.geometry",
+    "LatentsPanel": "faces.latents",
+    "LiveFigure": "faces.figures",
+    "PointCloud": "faces.cloud",
+    "RunsPanel": "faces.runs",
+    "SteerPanel": "faces.steer",
+    "Tour": "faces.tour",
+    "TrainPanel": "faces.train",
+    "form": "faces.form",
+    "tour": "faces.tour",
+}
+__all__ = sorted(_FILE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILE:
+        raise AttributeError(f"sae_lab.panels has no {name!r}. It has: {', '.join(__all__)}.")
+    return getattr(import_module(f"{__name__}.{_FILE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -23,7 +23,7 @@ COLOURS = ("dictionary", "density", "concept", "cluster", "split")
 class Geometry:
     """The directions of one or several runs of a site.
 
-    What takes long is made in a thread of its own, as soon as it is asked for: `working` says what, `error` what failed.
+    What takes long is made in a thread, as soon as it is asked for: `working` says what, `error` what failed.
     """
 
     def __init__(self, runs: Sequence[Run | str | Path], lm: LM | None = None, tokens: int = TOKENS):
@@ -128,9 +128,11 @@ class Geometry:
         """One row per latent that split, the most frequent first; labelled by its point."""
         found = self.splitting.families.query("verdict == 'split'").sort_values("firings", ascending=False)
         names = [str(run.folder) for run in self._by_width]
-        order = {old: name for old, name in zip(self._names, names)}
+        order = dict(zip(self._names, names))
         points = [self.point(order[row["from"]], row["parent"]) for row in found.to_dict("records")]
-        shown = [c for c in ("from", "to", "parent", "concept", "children", "cover", "overlap", "firings") if c in found]
+        shown = [
+            c for c in ("from", "to", "parent", "concept", "children", "cover", "overlap", "firings") if c in found
+        ]
         return found[shown].set_axis(points)
 
     @property
@@ -162,7 +164,9 @@ class Geometry:
 
     def _split(self) -> None:
         chosen = self._by_width
-        pairs = [[s for s in self.saes if s.cfg.d_sae == width] for width in sorted({s.cfg.d_sae for s in self.saes})[1:]]
+        pairs = [
+            [s for s in self.saes if s.cfg.d_sae == width] for width in sorted({s.cfg.d_sae for s in self.saes})[1:]
+        ]
         null = [sae for same in pairs if len(same) > 1 for sae in same[:2]]
         self.splitting = split([load_sae(run) for run in chosen], self.lm, null=null, tokens=self.tokens)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from ..plots import esc
+from ..plots import esc, seen  # noqa: F401  (for those who draw text themselves)
 
 STYLE = """<style>
 .sae-panel { max-width: 76rem; color: var(--jp-ui-font-color1, #212121); }

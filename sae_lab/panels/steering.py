@@ -1,4 +1,4 @@
-"""What a panel of steering shows and does, without widgets: pushes, a text beside the untouched one, a dose-response."""
+"""What a panel of steering shows and does, without widgets: pushes, two texts side by side, a dose-response."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ import pandas as pd
 from ..library import load_sae
 from ..models import LM, load_model
 from ..runs import Run
-from ..steering import Doses, Push, activity, doses, steer
+from ..steering import Push, activity, doses, steer
 
 NAMES = ("untouched", "steered")
 OPENING = "One morning the old baker found"
@@ -151,5 +151,7 @@ class Steering:
 
 def _called(push: Push) -> str:
     usual = {"mode": "add", "strength": 1.0, "unit": None, "positions": "all"}
-    given = "".join(f", {name}={getattr(push, name)!r}" for name, value in usual.items() if getattr(push, name) != value)
+    given = "".join(
+        f", {name}={getattr(push, name)!r}" for name, value in usual.items() if getattr(push, name) != value
+    )
     return f"Push({push.latent}{given})"

@@ -1,6 +1,7 @@
 """Arrays and tables in, plotly figures out: one look for notebook, report and panel. Knows nothing else."""
 
-from .look import COLOURS, MORE, TERMS, div, esc, script, style
+from .look import COLOURS, MORE, TERMS, div, esc, script, seen, style
+from .steered import changes, frontier
 from .studies import (
     absorbed,
     consistency,

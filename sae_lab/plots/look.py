@@ -31,10 +31,14 @@ def style(figure: go.Figure, height: int = 320) -> go.Figure:
     return figure
 
 
+def seen(text: object) -> str:
+    """Text in which what cannot be seen or turns the line around is spelt out."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in str(text))
+
+
 def esc(text: object) -> str:
-    """Text that is only text in markup, plotly's too; what cannot be seen or turns the line around is spelt out."""
-    seen = (c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in str(text))
-    return html.escape("".join(seen))
+    """Text that is only text in markup, plotly's too; all of it visible."""
+    return html.escape(seen(text))
 
 
 def script() -> str:

@@ -2,8 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -102,6 +103,7 @@ class SAE(nn.Module, ABC):
     in_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")  # tensors measured in units of the activation
     in_log_units: ClassVar[tuple[str, ...]] = ()  # logarithms of such
     trainable: ClassVar[bool] = True
+    alone: ClassVar[bool] = False  # whether a latent fires by its own numbers, whatever the others do
 
     @dataclass(frozen=True)
     class Config:
@@ -194,6 +196,23 @@ class SAE(nn.Module, ABC):
     @abstractmethod
     def encode(self, x: Acts) -> Latents:
         """Latents at inference: each token's depend on that token alone."""
+
+    def only(self, latents: Sequence[int]) -> "SAE":
+        """An SAE to encode with that has some of the latents alone, renumbered in the order given.
+
+        Raises:
+            ValueError: where latents compete, so that all are needed to know which fire.
+        """
+        if not self.alone:
+            raise ValueError(f"Latents of {self.name} fire or not by what the others do: encode with all of them.")
+        few, d_sae = copy(self), self.cfg.d_sae
+        few.cfg = replace(self.cfg, choose_in="float32")
+        few._parameters, few._buffers = dict(self._parameters), dict(self._buffers)
+        for kept in (few._parameters, few._buffers):
+            for name, numbers in kept.items():
+                if numbers is not None and numbers.shape[:1] == (d_sae,) and name not in ("b_dec", "W_skip"):
+                    kept[name] = numbers.detach()[list(latents)]
+        return few
 
     def decode(self, z: Latents) -> Acts:
         """What the latents give, and b_dec."""

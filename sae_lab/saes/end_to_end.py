@@ -32,6 +32,7 @@ class EndToEnd(SAE, name="end_to_end"):
 
     paper = "Braun et al. 2024, arXiv:2405.12241"
     recipe = Recipe(lr=5e-4, warmup=0.05, decay=0.95, clip=10.0, scaling="sqrt_d")
+    alone = True
     needs = frozenset({"patched_kl"})
 
     @dataclass(frozen=True)

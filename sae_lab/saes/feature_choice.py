@@ -29,6 +29,7 @@ class FeatureChoice(SAE, name="feature_choice"):
 
     paper = "Ayonrinde 2024, arXiv:2411.02124 (interpretation)"
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
+    alone = True
     in_units = (*SAE.in_units, "threshold")
 
     @dataclass(frozen=True)

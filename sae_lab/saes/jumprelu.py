@@ -28,6 +28,7 @@ class JumpReLU(SAE, name="jumprelu"):
 
     paper = "Rajamanoharan et al. 2024, arXiv:2407.14435"
     recipe = Recipe(lr=7e-5, betas=(0.0, 0.999), warmup=0.01, decay=0.0, sparsity_warmup=0.1, clip=0.0)
+    alone = True
     in_log_units = ("log_threshold",)
 
     @dataclass(frozen=True)

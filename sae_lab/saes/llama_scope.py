@@ -54,6 +54,11 @@ class LlamaScope(SAE, name="llama_scope"):
             norm = self._best_norm(x, target, [step / 10 for step in range(1, 11)])
             self._rescale(self._best_norm(x, target, torch.linspace(norm - 0.09, norm + 0.1, 20).tolist()))
 
+    @property
+    def alone(self) -> bool:
+        """Once there is a threshold."""
+        return bool(self.threshold > 0)
+
     def encode(self, x: Acts) -> Latents:
         pre = self.pre(x)
         return pre.keep(pre.over(self.threshold) if self.threshold > 0 else self._best(pre, self.cfg.k)).relu()

@@ -22,6 +22,7 @@ class PAnneal(SAE, name="p_anneal"):
 
     paper = "Karvonen et al. 2024, arXiv:2408.00113"
     recipe = Recipe(lr=1e-3, sparsity_warmup=0.05, scaling="sqrt_d")
+    alone = True
 
     @dataclass(frozen=True)
     class Config(SAE.Config):

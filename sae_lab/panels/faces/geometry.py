@@ -1,10 +1,8 @@
 """The panel of directions: a map to pan, click and lasso, and what split into what, as flows, tree and table."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import ipywidgets as W
-import numpy as np
 
 from ...models import LM
 from ...runs import Run
@@ -33,18 +31,26 @@ class GeometryPanel(Panel):
         self.selection = selection if selection is not None else Selection()
         self.geometry.begin()
         self._seen: tuple = ()
-        self._cloud = PointCloud(self.geometry.places, **self.geometry.colour("dictionary"), label=self.geometry.label, height=height)
+        self._cloud = PointCloud(
+            self.geometry.places, **self.geometry.colour("dictionary"), label=self.geometry.label, height=height
+        )
         self._cloud.observe(self.stay(self._clicked), "clicked")
         self._cloud.observe(self.stay(self._lassoed), "selected")
-        self._colour = W.Dropdown(description="colour by", options=["dictionary"], style={"description_width": "4.5rem"})
+        self._colour = W.Dropdown(
+            description="colour by", options=["dictionary"], style={"description_width": "4.5rem"}
+        )
         self._colour.observe(self.stay(lambda _: self._paint()), "value")
         self._go = W.Text(placeholder="latent number", description="find", continuous_update=False)
         self._go.observe(self.stay(lambda change: self.find(change["new"])), "value")
         self._state, self._marked = W.HTML(), W.HTML()
-        self._count = W.Button(description="Find splits", icon="code-fork", tooltip="what became of each latent in the wider runs")
+        self._count = W.Button(
+            description="Find splits", icon="code-fork", tooltip="what became of each latent in the wider runs"
+        )
         self._count.on_click(self.stay(lambda _: self.geometry.begin_splitting()))
         self._families = Grid("No latent split.")
-        self._families.observe(self.stay(lambda change: self._look(int(change["new"])) if change["new"] else None), "on_top")
+        self._families.observe(
+            self.stay(lambda change: self._look(int(change["new"])) if change["new"] else None), "on_top"
+        )
         self._flows, self._tree = W.VBox(), W.VBox()
         splits = W.Tab([self._flows, self._tree, self._families])
         splits.titles = ("Flows", "Tree", "Table")
@@ -98,7 +104,9 @@ class GeometryPanel(Panel):
         drawn = "UMAP" if g.map.ready else "PCA; UMAP is being made"
         trusted = g.map.trustworthiness
         best = trusted.get("umap", trusted["pca"])
-        return f"{len(g.map.latents):,} latents by {drawn}, trustworthiness {best:.2f}" + (f" · {g.working}" if g.working else "")
+        return f"{len(g.map.latents):,} latents by {drawn}, trustworthiness {best:.2f}" + (
+            f" · {g.working}" if g.working else ""
+        )
 
     def _paint(self) -> None:
         if self._colour.value:

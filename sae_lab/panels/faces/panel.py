@@ -20,8 +20,8 @@ class Panel(W.VBox):
     """A face. One of its own says in `snapshot` what it shows, and in `refresh` how to show what is there now."""
 
     def __init__(self, *children: W.Widget):
-        self._said, self._lock, self._ticker = W.HTML(), threading.RLock(), None
-        super().__init__([W.HTML(look.STYLE), Keys(), *children, self._said])
+        self._fault, self._lock, self._ticker = W.HTML(), threading.RLock(), None
+        super().__init__([W.HTML(look.STYLE), Keys(), *children, self._fault])
         self.add_class("sae-panel")
 
     def snapshot(self) -> str:
@@ -38,14 +38,14 @@ class Panel(W.VBox):
     def complain(self, error: BaseException) -> None:
         """Says at the foot of the panel what went wrong."""
         said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        self._said.value = look.told(f"{type(error).__name__}: {said}", wrong=True)
+        self._fault.value = look.told(f"{type(error).__name__}: {said}", wrong=True)
 
     def stay(self, work: Callable[..., None]) -> Callable[..., None]:
         """`work` as a callback whose errors are shown: ipywidgets would say them where nobody looks."""
 
         def guarded(*args: Any) -> None:
             with self._lock:
-                self._said.value = ""
+                self._fault.value = ""
                 try:
                     work(*args)
                 except Exception as error:

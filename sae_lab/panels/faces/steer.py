@@ -38,13 +38,23 @@ class SteerPanel(Panel):
         self._plus = W.Button(description="Add", icon="plus", tooltip="push this latent, or the selected one")
         self._prompt = W.Textarea(description="prompt", rows=2, layout={"width": "100%"})
         self._tokens = W.BoundedIntText(40, min=1, max=4096, description="tokens", layout={"width": "11rem"})
-        self._heat = W.BoundedFloatText(0.0, min=0.0, max=5.0, step=0.1, description="temperature", layout={"width": "11rem"})
-        self._top = W.BoundedFloatText(1.0, min=0.01, max=1.0, step=0.05, description="top-p", layout={"width": "11rem"})
+        self._heat = W.BoundedFloatText(
+            0.0, min=0.0, max=5.0, step=0.1, description="temperature", layout={"width": "11rem"}
+        )
+        self._top = W.BoundedFloatText(
+            1.0, min=0.01, max=1.0, step=0.05, description="top-p", layout={"width": "11rem"}
+        )
         self._seed = W.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", layout={"width": "11rem"})
         self._go = W.Button(description="Write", icon="play", tooltip="untouched and steered, side by side")
         self._cancel = W.Button(description="Cancel", icon="stop", tooltip="stop after the token in progress")
-        self._concept = W.Combobox(description="concept", options=[c.name for c in world.concepts()], ensure_option=True)
-        self._measure = W.Button(description="Dose and response", icon="line-chart", tooltip="the same pushes at several strengths, beside the baselines")
+        self._concept = W.Combobox(
+            description="concept", options=[c.name for c in world.concepts()], ensure_option=True
+        )
+        self._measure = W.Button(
+            description="Dose and response",
+            icon="line-chart",
+            tooltip="the same pushes at several strengths, beside the baselines",
+        )
         self._texts, self._logits, self._doses, self._side = W.HTML(), W.HTML(), W.VBox(), W.HTML()
         self._plus.on_click(self.stay(lambda _: self.add(self._add.value or self.selection.latent)))
         self._add.observe(self.stay(lambda change: self.add(change["new"]) if change["new"].strip() else None), "value")
@@ -52,11 +62,25 @@ class SteerPanel(Panel):
         self._cancel.on_click(self.stay(lambda _: self.steering.cancel()))
         self._measure.on_click(self.stay(lambda _: self.measure()))
         self.selection.observe(self.stay(lambda change: self.attach(change["new"])), "run")
-        controls, dose = W.HBox([self._tokens, self._heat, self._top, self._seed, self._go, self._cancel]), W.HBox([self._concept, self._measure])
+        controls, dose = (
+            W.HBox([self._tokens, self._heat, self._top, self._seed, self._go, self._cancel]),
+            W.HBox([self._concept, self._measure]),
+        )
         top = W.HBox([self._add, self._plus, self._state])
         for box in (top, controls, dose):
             box.add_class("sae-buttons")
-        super().__init__(top, self._rows, self._prompt, controls, self._texts, self._logits, dose, self._doses, self._side, self._code)
+        super().__init__(
+            top,
+            self._rows,
+            self._prompt,
+            controls,
+            self._texts,
+            self._logits,
+            dose,
+            self._doses,
+            self._side,
+            self._code,
+        )
         where = run if run is not None else self.selection.run
         self.attach(where.folder if isinstance(where, Run) else where)
         for latent, strength in (latents or {}).items():
@@ -102,7 +126,9 @@ class SteerPanel(Panel):
     def refresh(self) -> None:
         """Draws what has been written and measured since the last look."""
         s = self.steering
-        seen = (id(s), s.texts, s.working, s.error, id(s.response), tuple(s.pushes), self._prompt.value) if s else (None,)
+        seen = (
+            (id(s), s.texts, s.working, s.error, id(s.response), tuple(s.pushes), self._prompt.value) if s else (None,)
+        )
         if seen == self._seen:
             return
         before, self._seen = self._seen, seen
@@ -126,12 +152,21 @@ class SteerPanel(Panel):
 
     @property
     def _how(self) -> dict[str, float]:
-        return {"tokens": self._tokens.value, "temperature": self._heat.value, "top_p": self._top.value, "seed": self._seed.value}
+        return {
+            "tokens": self._tokens.value,
+            "temperature": self._heat.value,
+            "top_p": self._top.value,
+            "seed": self._seed.value,
+        }
 
     def _said(self) -> str:
         if self.steering is None:
             return "no run with a trained SAE is chosen"
-        return self.steering.error or self.steering.working or f"{self.steering.run.name}: {len(self.steering.pushes)} latents pushed"
+        return (
+            self.steering.error
+            or self.steering.working
+            or f"{self.steering.run.name}: {len(self.steering.pushes)} latents pushed"
+        )
 
     def _written(self) -> str:
         s = self.steering
@@ -144,8 +179,10 @@ class SteerPanel(Panel):
             return ""
         parts = []
         for way, title in (("risen", "next token: logits that rose"), ("fallen", "that fell")):
-            rows = self.steering.changes.query("way == @way").head(TOP)
-            shown = [(repr(r.token), f"{r.change:+.2f}", f"{r.p_before:.2%} to {r.p_after:.2%}") for r in rows.itertuples()]
+            rows = self.steering.changes[self.steering.changes["way"] == way].head(TOP)
+            shown = [
+                (repr(r.token), f"{r.change:+.2f}", f"{r.p_before:.2%} to {r.p_after:.2%}") for r in rows.itertuples()
+            ]
             parts.append(look.heading(title) + look.table(shown))
         return look.columns(*parts)
 
@@ -157,13 +194,20 @@ class SteerPanel(Panel):
         latent = push.latent
         mode = W.Dropdown(options=MODES, value=push.mode, description=f"latent {latent}", tooltip="what is done to it")
         strength = W.FloatSlider(
-            push.strength, min=-STRONGEST, max=STRONGEST, step=0.1, continuous_update=False, description="strength",
+            push.strength,
+            min=-STRONGEST,
+            max=STRONGEST,
+            step=0.1,
+            continuous_update=False,
+            description="strength",
             tooltip="in units of the latent's largest activation",
         )
         where = W.Combobox(value=push.positions, options=POSITIONS, description="positions", ensure_option=False)
         away = W.Button(icon="times", tooltip=f"leave latent {latent} alone", layout={"width": "2.5rem"})
         for name, control in (("mode", mode), ("strength", strength), ("positions", where)):
-            control.observe(self.stay(lambda change, name=name: self.steering.change(latent, **{name: change["new"]})), "value")
+            control.observe(
+                self.stay(lambda change, name=name: self.steering.change(latent, **{name: change["new"]})), "value"
+            )
         away.on_click(self.stay(lambda _: self._away(latent)))
         row = W.HBox([mode, strength, where, away])
         row.add_class("sae-buttons")

@@ -1,4 +1,4 @@
-"""The five panels in order, linked by one selection: train, choose a run, read its latents, see where they lie, steer."""
+"""The five panels in order, linked by one selection: train, choose a run, read latents, see where they lie, steer."""
 
 from pathlib import Path
 
@@ -35,7 +35,13 @@ class Tour(Panel):
         super().__init__(self._tabs)
 
     def snapshot(self) -> str:
-        shown = [self.train, self.runs, self.latents, *([self.geometry] if self.geometry is not None else []), self.steer]
+        shown = [
+            self.train,
+            self.runs,
+            self.latents,
+            *([self.geometry] if self.geometry is not None else []),
+            self.steer,
+        ]
         return "".join(look.heading(type(panel).__name__, 3) + panel.snapshot() for panel in shown)
 
     def _mapped(self) -> None:

@@ -1,92 +1,31 @@
-"""Steering: add a latent's direction while the model writes, and measure what changes in what it writes.
+"""The quickstart's experiment: which concept a latent steers to best, at which strength, and how often.
 
 The unit of strength is the latent's own typical activation (the mean over tokens on which it fires), so that 1 means
 "as if it fired once more". The control is a random latent's direction scaled to the same norm.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from . import plots
-from .intervals import Estimate
-from .models import LM, Edit, Generation
-from .reading import held_out, home, own_text, walk
-from .saes import SAE
-from .shapes import Direction, PerLatent
-from .sites import Site
-from .tiny import world
+from .. import plots
+from ..intervals import Estimate
+from ..models import LM, Edit
+from ..reading import home
+from ..saes import SAE
+from ..sites import Site
+from ..tiny import world
+from .pushes import direction, typical_activation
+from .texts import openings, shows, surprise, write
 
 POSITIVES = 50  # a concept with fewer held-out positives is not tried
 MEANING = ("language", "register", "topic", "entity", "attribute", "sentiment")  # branches a reader can see in a text
 GIVEN = "language.english"  # the language of all prompts
 BABBLE = 3.0  # nats per token over the untouched text's surprise, from which a steered text counts as broken
-
-
-@dataclass(frozen=True)
-class Steered:
-    """What the model wrote at each strength; row 0 of `table` is the untouched model."""
-
-    prompt: str
-    generation: Generation
-    names: tuple[str, ...]
-
-    @property
-    def table(self) -> pd.DataFrame:
-        return pd.DataFrame({"edit": self.names, "text": self.generation.texts})
-
-    def __iter__(self) -> Iterator:
-        return iter(self.generation)
-
-    def __repr__(self) -> str:
-        return "\n".join(f"{name:>12}: {self.prompt}{text}" for name, text in zip(self.names, self.generation.texts))
-
-
-def steer(
-    sae: SAE,
-    lm: LM,
-    latents: dict[int, float],
-    prompt: str,
-    *,
-    site: str | Site | None = None,
-    scale: Sequence[float] = (0.0, 1.0),
-    max_new_tokens: int = 40,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> Steered:
-    """Lets the model continue a prompt with latents added: `{12: 4.0}` adds 4 times latent 12's decoder direction.
-
-    Args:
-        latents: latent -> how much of its activation to add, in units of the SAE's activations.
-        scale: multiples of those; one row of text each. 0 is the untouched model.
-
-    Raises:
-        ValueError: a latent the SAE does not have, or a prompt that leaves no room in the context.
-    """
-    site = home(sae, site)
-    vector = sum(amount * direction(sae, latent) for latent, amount in latents.items())
-    edits = [Edit(site.target, vector, s) if s else None for s in scale]
-    names = tuple(f"x {s:g}" if s else "untouched" for s in scale)
-    generation = lm.generate(prompt, edits, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    return Steered(prompt, generation, names)
-
-
-def direction(sae: SAE, latent: int) -> Direction:
-    """What one unit of a latent's activation adds to the model's activations.
-
-    Raises:
-        ValueError: a latent the SAE does not have.
-    """
-    if not 0 <= latent < sae.cfg.d_sae:
-        raise ValueError(f"No latent {latent}: this SAE has latents 0 to {sae.cfg.d_sae - 1}.")
-    return sae.W_dec[latent].detach()
 
 
 @dataclass(frozen=True)
@@ -232,85 +171,6 @@ def candidates(table: pd.DataFrame, n: int) -> list[Any]:
             rows.append(row)
             branches[branch] += 1
     return rows
-
-
-def write(
-    lm: LM, prompts: list[str], edits: dict[tuple[str, float], Edit | None], **writing: Any
-) -> dict[tuple[str, float], list[tuple[str, str]]]:
-    """Every prompt continued under every edit, 64 texts at a time: (prompt, continuation) by edit."""
-    texts = {key: [] for key in edits}
-    at_once = max(1, 64 // len(edits))
-    for i in range(0, len(prompts), at_once):
-        part = prompts[i : i + at_once]
-        written = lm.generate(part, list(edits.values()), **writing | {"seed": writing.get("seed", 0) + i}).texts
-        for n, key in enumerate(edits):
-            texts[key] += list(zip(part, written[n :: len(edits)]))
-    return texts
-
-
-@torch.no_grad()
-def surprise(lm: LM, texts: list[tuple[str, str]]) -> float:
-    """Cross-entropy of continuations under the untouched model, nats per new token; `texts`: (prompt, continuation)."""
-    total, count = 0.0, 0
-    texts = [(prompt, new) for prompt, new in texts if new]
-    for i in range(0, len(texts), 16):
-        part = texts[i : i + 16]
-        ids, mask = lm.encode([prompt + new for prompt, new in part])
-        first = torch.tensor([lm.encode(prompt)[0].shape[1] for prompt, _ in part])
-        new = mask & (torch.arange(ids.shape[1])[None] >= first[:, None])
-        of = lm.logits(ids, mask)[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None].to(lm.device))[..., 0]
-        total -= of.cpu()[new[:, 1:]].sum().item()
-        count += int(new[:, 1:].sum())
-    return total / max(1, count)
-
-
-def openings(lm: LM, concept: str, n: int, split: str, seed: int, words: int = 8, among: int = 100) -> list[str]:
-    """The first words of held-out texts that do not show a concept; texts in English, since steering is read there.
-
-    Raises:
-        ValueError: if fewer than `n` of the first `among * n` texts are without it.
-    """
-    found = []
-    for text in islice(chain.from_iterable(english(block, seed, split) for block in count()), among * n):
-        opening = " ".join(text.split(" ")[:words])
-        if not shows(opening, concept) and not shows(text, concept):
-            found.append(opening)
-        if len(found) == n:
-            return found
-    raise ValueError(f"Nearly every English text shows {concept}: there is nothing to steer to. Take another concept.")
-
-
-@lru_cache(maxsize=64)
-def english(block: int, seed: int, split: str) -> tuple[str, ...]:
-    """The English ones among the texts 100 * block to 100 * block + 99 of a split."""
-    return tuple(text.text for text in world.block(block, 100, seed, split) if text.language == "en")
-
-
-def shows(text: str, concept: str) -> bool:
-    """Whether the recogniser finds a concept, or one below it, anywhere in a text."""
-    return any(c == concept or c.startswith(concept + ".") for c in recognised(text))
-
-
-@lru_cache(maxsize=4096)
-def recognised(text: str) -> frozenset[str]:
-    """The concepts that the recogniser finds in a text; the same texts are asked about for many concepts."""
-    return frozenset(concept for *_, concept in world.recognise(text))
-
-
-def typical_activation(
-    sae: SAE, lm: LM, site: Site, *, text: Any = None, tokens: int = 20_000, seed: int = 0, **options: Any
-) -> PerLatent:
-    """Mean activation of each latent over the validation tokens on which it fires; 0 where it never does."""
-    total, times = torch.zeros(2, sae.cfg.d_sae, dtype=torch.float64)
-    text, options = own_text(sae, text, options)
-    for page in walk(lm, held_out(lm, text, "validation", seed, **options), [site], tokens, sae):
-        with torch.no_grad():
-            z = sae.encode(page.acts[site])
-        on = z.value > 0
-        latent = z.support.latent[on].long().cpu()
-        total.index_add_(0, latent, z.value[on].double().cpu())
-        times += torch.bincount(latent, minlength=len(times))
-    return total / times.clamp(min=1)
 
 
 def _strength(lm: LM, texts: dict[tuple[str, float], list[tuple[str, str]]], concept: str) -> float:
