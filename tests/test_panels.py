@@ -338,7 +338,7 @@ def test_a_click_on_a_run_moves_the_selection_and_draws_it(tmp_path, silent):
     assert "Click a run" in texts(panel)
     panel._grid.on_top = str(run.folder)
     panel.choose(run.folder, other.folder)
-    assert seen.run == str(run.folder) and len(panel._curves.children[0].data) == 2
+    assert seen.run == str(run.folder) and len(panel._curves.children[0].figure.data) == 2
     assert "sae.seed" in panel._differ.value
     panel.filter("b")
     assert panel.chosen == [str(other.folder)] and "1 run<" in panel._count.value

@@ -4,15 +4,17 @@ import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ..costs import Cost, Probe, duration
-from ..diagnosis import Finding, doctor
 from ..launcher import Launched, launch
 from ..runs import Tail, find_runs, fresh
 from .forms import TrainingForm
+
+if TYPE_CHECKING:
+    from ..diagnosis import Finding
 
 ACTIONS = ("launch", "pause", "resume", "stop", "save")
 MOST = 500  # points of a curve
@@ -38,7 +40,7 @@ class View:
     can: frozenset[str]
     curves: pd.DataFrame
     notes: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    findings: "tuple[Finding, ...]"
     error: str
 
     @cached_property
@@ -131,11 +133,16 @@ class Training:
         state = self._state(status)
         if self._read() or state != self._seen:
             self._seen = state
-            self._findings = tuple(doctor(self.run).findings) if len(self._curves) else ()
+            self._findings = self._examined() if len(self._curves) else ()
         share = status["step"] / status["steps"] if status.get("steps") else 0.0
         error = status.get("error") or (self.run.errors[-2000:] if state in ("failed", "lost") else "")
         said = _said(state, status, self.run.wanted)
         return View(state, said, share, self._can(status), self._curves, self._notes, self._findings, error)
+
+    def _examined(self) -> "tuple[Finding, ...]":
+        from ..diagnosis import doctor
+
+        return tuple(doctor(self.run).findings)
 
     def _read(self) -> bool:
         """Whether the log, or what was recovered, has something new; it is then in `_curves` and `_notes`."""

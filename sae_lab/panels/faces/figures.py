@@ -1,6 +1,8 @@
-"""Plotly figures that live in a notebook and share one copy of plotly's JavaScript: it has five megabytes."""
+"""Plotly figures to redraw while they are looked at; all of a kernel's share one copy of plotly's five megabytes.
 
-import os
+Plotly's own FigureWidget ships that copy with every figure, and loading it takes a kernel three seconds.
+"""
+
 from pathlib import Path
 
 import anywidget
@@ -8,7 +10,7 @@ import plotly
 import plotly.graph_objects as go
 import traitlets as T
 
-PLAIN = "SAE_LAB_PLAIN_FIGUREWIDGET"  # set, figures are plotly's own: each brings its copy
+from ...plots import script
 
 
 class Library(anywidget.AnyWidget):
@@ -23,17 +25,18 @@ class Library(anywidget.AnyWidget):
     def here(cls) -> "Library":
         """The one of this kernel; another if it was closed."""
         if cls._here is None or cls._here.comm is None:
-            source = Path(plotly.__file__).parent / "package_data" / "widgetbundle.js"
-            cls._here = cls(source=source.read_text(encoding="utf-8"))
+            cls._here = cls(source=script())
         return cls._here
 
 
-class LiveFigure(go.FigureWidget):
-    """A figure to change while it is looked at: LiveFigure(plots.curves(log)). A zoom outlives changes of the data.
+class LiveFigure(anywidget.AnyWidget):
+    """A figure: LiveFigure(plots.curves(log)). What the eye has zoomed to stays when other data are shown.
 
-    Letters, ticks and grid follow JupyterLab's theme.
+    Attributes:
+        clicked: (trace, point) that was clicked last.
     """
 
+    _esm = Path(__file__).with_suffix(".js")
     _css = """
     .sae-figure .main-svg, .sae-figure .modebar { background: transparent !important; }
     .sae-figure [class*="tick"] text, .sae-figure text:is([class*="title"], .legendtext, .annotation-text, .node-label)
@@ -43,48 +46,18 @@ class LiveFigure(go.FigureWidget):
     """
     _library = T.Unicode().tag(sync=True)
     _version = T.Unicode(plotly.__version__).tag(sync=True)
+    _spec = T.Unicode().tag(sync=True)
+    clicked = T.List().tag(sync=True)
 
-    def __init__(self, figure: go.Figure | None = None):
-        clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
-        super().__init__(go.Figure(figure).update_layout(uirevision="kept", **clear))
+    def __init__(self, figure: go.Figure):
+        super().__init__(_library=Library.here().model_id)
         self.add_class("sae-figure")
+        self.show(figure)
 
-    @T.default("_library")
-    def _where(self) -> str:
-        return "" if os.environ.get(PLAIN) else Library.here().model_id
-
-    @property
-    def _esm(self) -> str:
-        return str(go.FigureWidget._esm) if os.environ.get(PLAIN) else LOADER
+    def show(self, figure: go.Figure) -> None:
+        """Draws another figure in its place."""
+        self.figure = go.Figure(figure).update_layout(uirevision="kept")
+        self._spec = self.figure.to_json()
 
     def __repr__(self) -> str:
-        return f"LiveFigure of {len(self.data)} traces"
-
-
-# A failed load is forgotten, so that the next figure tries again.
-LOADER = """
-async function fetched(model) {
-  const library = await model.widget_manager.get_model(model.get("_library"));
-  const url = URL.createObjectURL(new Blob([library.get("source")], { type: "text/javascript" }));
-  try {
-    return (await import(url)).default;
-  } finally {
-    URL.revokeObjectURL(url);
-  }
-}
-function loaded(model) {
-  const kept = (globalThis.__sae_lab_plotly__ ??= new Map());
-  const version = model.get("_version");
-  if (!kept.has(version)) {
-    kept.set(version, fetched(model).catch((error) => { kept.delete(version); throw error; }));
-  }
-  return kept.get(version);
-}
-export default () => {
-  let figure;
-  return {
-    async initialize(context) { figure = (await loaded(context.model))(); return figure.initialize(context); },
-    async render(context) { return figure.render(context); },
-  };
-};
-"""
+        return f"LiveFigure of {len(self.figure.data)} traces"

@@ -6,7 +6,6 @@ from typing import Any
 
 import ipywidgets as W
 
-from ...diagnosis import Finding
 from ...launcher import Job
 from ...saes import variant as known
 from .. import look
@@ -159,7 +158,7 @@ def _words(view: View) -> str:
     return "".join([_found(view.findings), look.listed(view.notes), look.code(view.error)])
 
 
-def _found(findings: tuple[Finding, ...]) -> str:
+def _found(findings: tuple) -> str:
     return "".join(
         look.told(f"{f.severity}: {f.name}. {f.evidence} Remedy: {f.remedy}", wrong=f.severity == "critical")
         for f in findings
