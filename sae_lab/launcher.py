@@ -115,7 +115,7 @@ def _recover(run: Run, lm: Any, job: Job) -> None:
     """Measures CE recovered of snapshots that are new, on a little text of the validation split."""
     from .evaluation import evaluate
 
-    for step in run.snapshots:
+    for step in (step for step in run.snapshots if 16 * step >= job.train.steps):
         run.study(
             f"recovered/{step:08d}",
             lambda step=step: {

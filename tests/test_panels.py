@@ -37,7 +37,17 @@ def written(folder: Path, state: str = "running", steps: int = 40, done: int = 2
 
 
 def log(run: Run, step: int, **more) -> None:
-    row = {"step": step, "tokens": step * 64, "fvu": 1 / step, "l0": 4.0, "dead": 3, "lr": 1e-3, "rate": 1000.0}
+    row = {
+        "site": "L2R",
+        "variant": "topk",
+        "step": step,
+        "tokens": step * 64,
+        "fvu": 1 / step,
+        "l0": 4.0,
+        "dead": 3,
+        "lr": 1e-3,
+        "rate": 1000.0,
+    }
     run.append(row | {"terms": {"mse": 2 / step}} | more)
 
 

@@ -26,6 +26,7 @@ STYLE = """<style>
 .sae-figures { display: flex; flex-wrap: wrap; gap: 0.25rem 1.5rem; font-variant-numeric: tabular-nums; }
 .sae-figures b { font-weight: 600; }
 .sae-spark { stroke: currentColor; fill: none; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+.sae-panel .widget-html-content td { padding: 0 0.75rem 0 0; line-height: 1.6; }
 .sae-notes { margin: 0.25rem 0; padding-left: 1.1rem; }
 .sae-tokens { font: 13px/1.9 var(--jp-code-font-family, ui-monospace, monospace); white-space: pre-wrap;
   overflow-wrap: anywhere; color: var(--jp-content-font-color1, inherit); margin: 0.1rem 0; }

@@ -14,6 +14,7 @@ from ..runs import Damaged, Run, find_runs
 from ..runs.run import differences
 
 COLUMNS = ("run", "state", "variant", "site", "d_sae", "L0", "FVU", "CE recovered", "dead", "tokens", "lr", "seed")
+FIRST = ("fvu", "l0", "dead")
 END = {"L0": "l0", "FVU": "fvu", "CE recovered": "ce_recovered", "dead": "dead"}  # of an evaluation
 
 
@@ -51,7 +52,8 @@ class Runs:
     def numbers(self, chosen: Sequence[str]) -> list[str]:
         """What the logs of the chosen runs measured."""
         found = dict.fromkeys(c for name in chosen for c in Run(name).log.select_dtypes("number"))
-        return [c for c in found if c not in ("step", "tokens") and not c.startswith(("state.", "vitals."))]
+        shown = [c for c in found if c not in ("step", "tokens") and not c.startswith(("state.", "vitals."))]
+        return sorted(shown, key=lambda c: FIRST.index(c) if c in FIRST else len(FIRST))
 
     def csv(self) -> str:
         """The table as it is filtered now."""
@@ -79,8 +81,10 @@ def _row(run: Run, folder: Path) -> list[Any]:
         )
     except Damaged as damage:
         return [str(run.folder.relative_to(folder)), f"damaged: {damage}", *[None] * (len(COLUMNS) - 2)]
-    measured = {name: found.get(key, {}).get("value", last.get(key)) for name, key in END.items()}
     sae, train = asked.get("sae", {}), asked.get("train", {})
+    if "dead" in last and sae.get("d_sae"):
+        last = last | {"dead": last["dead"] / sae["d_sae"]}  # a share, as the evaluation has it
+    measured = {name: found.get(key, {}).get("value", last.get(key)) for name, key in END.items()}
     known = {"run": str(run.folder.relative_to(folder)), "state": run.status["state"], "variant": asked.get("variant")}
     known |= {"site": asked.get("site"), "d_sae": sae.get("d_sae"), "lr": asked.get("lr"), "seed": sae.get("seed")}
     known |= measured | {"tokens": run.status.get("tokens", train.get("tokens"))}

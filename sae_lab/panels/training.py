@@ -46,7 +46,7 @@ class View:
     @cached_property
     def numbers(self) -> dict[str, float]:
         """The last of each measured number."""
-        last = {name: self.curves[name].dropna() for name in self.curves}
+        last = {name: values.dropna() for name, values in self.curves.select_dtypes("number").items()}
         return {name: float(values.iloc[-1]) for name, values in last.items() if len(values)}
 
 

@@ -18,18 +18,18 @@ def curves(log: pd.DataFrame, columns: tuple[str, ...] = ("fvu", "l0", "dead"), 
     shown = [c for c in columns if c in log]
     down, across = -(-len(shown) // ACROSS), min(len(shown), ACROSS)
     titles = [TERMS.get(c, c.removeprefix("terms.") + (" (loss)" if c.startswith("terms.") else "")) for c in shown]
-    figure = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=0.32 / down)
+    figure = make_subplots(down, across, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=0.4 / down)
     for i, column in enumerate(shown):
         known, place = log[["tokens", column]].dropna(), {"row": i // ACROSS + 1, "col": i % ACROSS + 1}
         mode = "lines" if len(known) > 1 else "markers"
         look = {"mode": mode, "name": name, "showlegend": False, "line": {"color": COLOURS[0]}}
         figure.add_trace(go.Scatter(x=known["tokens"], y=known[column], **look), **place)
-        figure.update_xaxes(title_text="tokens", **place)
+        figure.update_xaxes(title_text="tokens", tickformat="~s", nticks=5, **place)
         if column == "fvu":
-            figure.update_yaxes(type="log", dtick="D2", tickformat=".2g", minor={"showgrid": False}, **place)
+            figure.update_yaxes(type="log", tickformat=".2g", minor={"showgrid": False}, **place)
         else:
             figure.update_yaxes(rangemode="tozero", **place)
-    return style(figure, 40 + 240 * down)
+    return style(figure, 40 + 250 * down)
 
 
 def overlaid(logs: dict[str, pd.DataFrame], number: str) -> go.Figure:

@@ -37,9 +37,12 @@ class LatentsPanel(Panel):
         self.latents: Latents | None = None
         self._lm, self._peers, self._work = lm, peers, None
         self._search = W.Text(placeholder="number or words", description="search", continuous_update=False)
-        self._alive = W.Checkbox(description="hide dead ones", indent=False, value=True)
+        self._alive = W.Checkbox(description="hide dead ones", indent=False, value=True, layout={"width": "auto"})
         self._try = W.Text(
-            placeholder="your own text: which latents fire on it, and where", description="try", continuous_update=False
+            placeholder="your own text: which latents fire on it, and where",
+            description="try",
+            continuous_update=False,
+            layout={"width": "26rem"},
         )
         self._order = W.ToggleButtons(
             options=list(QUANTILES), tooltips=["its strongest firings", "a sample of all its firings, in four parts"]
@@ -205,7 +208,7 @@ def _head(card: Card, row: Any) -> str:
     shown += [("found in", f"{row['found in']} other seeds")] if "found in" in row else []
     said = look.told(f"{row['explanation']} (detection {row['detection']:.2f})") if row["explanation"] else ""
     logits = [
-        look.heading(name) + look.table([(token, f"{by:+.2f}") for token, by in effects[:8]])
+        look.heading(name) + look.table([(repr(token), f"{by:+.2f}") for token, by in effects[:8]])
         for name, effects in (("raises the logits of", card.promoted), ("lowers", card.suppressed))
     ]
     spread = f"log activation, {card.edges[0]:.2g} to {card.edges[-1]:.2g}; {int(card.histogram.sum()):,} firings"

@@ -15,6 +15,7 @@ from ..steering import NAMES, Steering
 from .figures import LiveFigure
 from .panel import Panel
 
+WIDE = {"description_width": "6rem"}
 TOP = 8  # logits shown each way
 STRONGEST = 6.0  # of the slider, in units of a latent's maximum
 
@@ -39,7 +40,7 @@ class SteerPanel(Panel):
         self._prompt = W.Textarea(description="prompt", rows=2, layout={"width": "100%"})
         self._tokens = W.BoundedIntText(40, min=1, max=4096, description="tokens", layout={"width": "11rem"})
         self._heat = W.BoundedFloatText(
-            0.0, min=0.0, max=5.0, step=0.1, description="temperature", layout={"width": "11rem"}
+            0.0, min=0.0, max=5.0, step=0.1, description="temperature", layout={"width": "11rem"}, style=WIDE
         )
         self._top = W.BoundedFloatText(
             1.0, min=0.01, max=1.0, step=0.05, description="top-p", layout={"width": "11rem"}
@@ -52,6 +53,7 @@ class SteerPanel(Panel):
         )
         self._measure = W.Button(
             description="Dose and response",
+            layout={"width": "12rem"},
             icon="line-chart",
             tooltip="the same pushes at several strengths, beside the baselines",
         )
@@ -162,11 +164,9 @@ class SteerPanel(Panel):
     def _said(self) -> str:
         if self.steering is None:
             return "no run with a trained SAE is chosen"
-        return (
-            self.steering.error
-            or self.steering.working
-            or f"{self.steering.run.name}: {len(self.steering.pushes)} latents pushed"
-        )
+        n = len(self.steering.pushes)
+        resting = f"{self.steering.run.name}: {n} latent{'s' * (n != 1)} pushed"
+        return self.steering.error or self.steering.working or resting
 
     def _written(self) -> str:
         s = self.steering

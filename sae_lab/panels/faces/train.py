@@ -25,7 +25,7 @@ HELP = {
     "stop": "checkpoint, and end the process",
     "save": "checkpoint, and go on",
 }
-NUMBERS = {"fvu": "FVU", "l0": "L0", "dead": "dead", "ce_recovered": "CE recovered", "lr": "rate"}
+NUMBERS = {"fvu": "FVU", "l0": "L0", "dead": "dead", "ce_recovered": "CE recovered", "lr": "learning rate"}
 
 
 class TrainPanel(Panel):
@@ -52,7 +52,7 @@ class TrainPanel(Panel):
         self._attach = W.Dropdown(
             description="show run", options=["", *self.training.runs], style={"description_width": "5rem"}
         )
-        self._attach.observe(self.stay(lambda change: self.attach(change["new"]) if change["new"] else None), "value")
+        self._attach.observe(self.stay(lambda change: self._switched(change["new"])), "value")
         self._buttons = {
             name: W.Button(description=NAMES[name], icon=ICONS[name], tooltip=HELP[name]) for name in ACTIONS
         }
@@ -76,13 +76,17 @@ class TrainPanel(Panel):
         self.training.ask(action)
         if action == "launch":
             self._settings.selected_index = None
-            self._list()
+            self._chosen()
         self.show()
 
     def attach(self, run: str | Path) -> None:
         """Shows another run, with its history."""
         self.training.attach(run)
-        self.show()
+        self._chosen()
+
+    def _switched(self, run: str) -> None:
+        if run and run != self._name:
+            self.attach(run)
 
     def refresh(self) -> None:
         self.show()
@@ -91,8 +95,6 @@ class TrainPanel(Panel):
     def show(self) -> None:
         """Draws how the training stands."""
         view = self.training.view()
-        if self.training.run is not None and self.selection.run != str(self.training.run.folder):
-            self.selection.run = str(self.training.run.folder)
         for name, button in self._buttons.items():
             button.disabled = name not in view.can
         self._state.value = _headline(self._name, view)
@@ -108,10 +110,15 @@ class TrainPanel(Panel):
     def _name(self) -> str:
         return str(self.training.run.folder) if self.training.run is not None else ""
 
-    def _list(self) -> None:
-        """The runs there are now, this one chosen."""
-        with self._attach.hold_trait_notifications():
-            self._attach.options = ["", *self.training.runs]
+    def _chosen(self) -> None:
+        """Tells the other panels which run it is, and names it among those there are now."""
+        self.selection.run = name = str(self.training.run.folder)
+        options = ["", *self.training.runs]
+        if list(self._attach.options) != options:
+            self._attach.options = options
+        if name in options:
+            self._attach.value = name
+        self.show()
 
     def _priced(self, begin: bool = False) -> None:
         """Shows what the training would cost, or begins to measure it."""
