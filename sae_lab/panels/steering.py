@@ -13,6 +13,7 @@ from ..library import load_sae
 from ..models import LM, load_model
 from ..runs import Run
 from ..steering import Push, activity, doses, steer
+from ..steering.pushes import READ
 
 NAMES = ("untouched", "steered")
 OPENING = "One morning the old baker found"
@@ -52,7 +53,7 @@ class Steering:
     @cached_property
     def maxima(self) -> Any:
         """The largest activation of each latent on validation text: what strengths are multiples of."""
-        return activity(self.sae, self.lm).maximum
+        return activity(self.sae, self.lm, tokens=READ).maximum
 
     def add(self, latent: int, **how: Any) -> None:
         """One more push.

@@ -7,7 +7,7 @@ import ipywidgets as W
 from ...models import LM
 from ...runs import Run
 from .. import look
-from ..geometry import Geometry
+from ..geometry import TOKENS, Geometry
 from ..selection import Selection
 from .cloud import PointCloud
 from .figures import LiveFigure
@@ -26,8 +26,9 @@ class GeometryPanel(Panel):
         lm: LM | None = None,
         selection: Selection | None = None,
         height: int = 480,
+        tokens: int = TOKENS,
     ):
-        self.geometry = Geometry(runs, lm)
+        self.geometry = Geometry(runs, lm, tokens)
         self.selection = selection if selection is not None else Selection()
         self.geometry.begin()
         self._seen: tuple = ()
