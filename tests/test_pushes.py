@@ -145,8 +145,8 @@ def test_several_latents_each_in_its_mode_add_their_differences(lm, plain, sae):
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_a_latent_clamped_to_its_own_value_changes_nothing(name):
-    """And what an SAE reads of some latents is what it reads of all of them, whatever the variant."""
+def test_what_is_read_of_some_latents_is_what_is_read_of_all(name):
+    """At their price alone where latents do not compete; and a clamp adds what is missing, whatever the variant."""
     asked = {"k": 4} if hasattr(REGISTRY[name].Config, "k") else {}
     sae = build(name, d_in=8, choose_in="float32", **asked | ({} if name == "pca" else {"d_sae": 40}))
     rng = torch.Generator().manual_seed(3)
@@ -169,6 +169,18 @@ def test_a_latent_clamped_to_its_own_value_changes_nothing(name):
     if not sae.alone:
         with pytest.raises(ValueError, match="encode with all of them"):
             sae.only([1])
+
+
+def test_a_latent_clamped_to_its_own_value_changes_nothing(lm, plain, sae):
+    ids, _ = lm.encode(PROMPT)
+    with torch.no_grad():
+        z = sae.encode(lm.read(ids, f"L{LAYER}R")[f"L{LAYER}R"]).dense()[0, -1]
+        clean = plain(ids).logits
+    latent = int(z.argmax())
+    for more, same in ((0.0, True), (3.0, False)):
+        push = Push(latent, "clamp", z[latent].item() + more, 1.0, "last")
+        logits = lm.edited(ids, [recipe(sae, sl.Site(f"L{LAYER}R"), [push])(1.0)])
+        assert torch.allclose(logits, clean, rtol=1e-4, atol=1e-4) == same
 
 
 def test_variants_whose_latents_do_not_compete_say_so():
