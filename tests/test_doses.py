@@ -69,7 +69,7 @@ def test_nothing_moves_at_strength_0_and_enough_of_the_direction_writes_the_conc
     for number in ("effect", "kl", "ce", "repetition"):
         low, value, high = (table[number + end] for end in ("_low", "", "_high"))
         assert (low <= value + 1e-9).all() and (value <= high + 1e-9).all()
-    assert all(len(texts) == len(PROMPTS) for texts in found.texts.values())
+    assert all([prompt for prompt, _ in texts] == list(PROMPTS) for texts in found.texts.values())
     assert found.texts["add 0", 40.0][0][1] == 8 * DOG
 
 
