@@ -293,6 +293,7 @@ def test_curves_that_do_not_compare_are_refused(ask, said):
         ({"pushes": {RANDOM: Push(0)}}, "name yours otherwise"),
         ({"baselines": ("mean",)}, "No baseline 'mean'. Known: difference of means, random direction, asked"),
         ({"prompts": ("One",)}, "one tells no interval"),
+        ({"prompts": ("One", "Two dogs")}, "The prompt 'Two dogs' shows the concept already"),
         ({"prompts": "One morning"}, "one tells no interval"),
         ({"concept": "language.english", "prompts": 2}, "Nearly every English text"),
         ({"examples": ([], ["a"])}, "empty on one side"),

@@ -105,7 +105,7 @@ def doses(
         text: where latents are measured; default: the validation split of what the SAE was trained on.
 
     Raises:
-        ValueError: as `steer`; an unknown baseline; fewer than two prompts; a concept that nearly every text has.
+        ValueError: as `steer`; an unknown baseline; fewer than two prompts, or one that shows the concept.
     """
     site, prompts = fitting(sae, lm, site), _prompts(lm, concept, prompts, seed)
     known = activity(sae, lm, site, text=text, seed=seed)
@@ -124,6 +124,8 @@ def _prompts(lm: LM, concept: Concept, prompts: int | Sequence[str], seed: int) 
         prompts = openings(lm, concept, prompts, "test", seed)
     if isinstance(prompts, str) or len(prompts) < 2:
         raise ValueError(f"prompts={prompts!r}: one tells no interval, give at least two.")
+    if told := [prompt for prompt in prompts if shows(prompt, concept)]:
+        raise ValueError(f"The prompt {told[0]!r} shows the concept already: nothing could be said to bring it about.")
     return list(prompts)
 
 
