@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import sae_lab as sl
 from sae_lab.models import Edit, load_model
 from sae_lab.steering import BASELINES, Curve, Push, activity
-from sae_lab.steering.baselines import ASKED, MEANS, RANDOM, Beside, asked, mean, wish, worlds
+from sae_lab.steering.baselines import ASKED, MEANS, RANDOM, Beside, asked, converses, mean, wish, worlds
 from sae_lab.steering.measuring import Counts, Text
 
 DOG, PROMPTS = (
@@ -69,7 +69,7 @@ def test_nothing_moves_at_strength_0_and_enough_of_the_direction_writes_the_conc
     for number in ("effect", "kl", "ce", "repetition"):
         low, value, high = (table[number + end] for end in ("_low", "", "_high"))
         assert (low <= value + 1e-9).all() and (value <= high + 1e-9).all()
-    assert all(len(texts) == len(PROMPTS) for texts in found.texts.values())
+    assert all([prompt for prompt, _ in texts] == list(PROMPTS) for texts in found.texts.values())
     assert found.texts["add 0", 40.0][0][1] == 8 * DOG
 
 
@@ -163,13 +163,30 @@ def test_asking_is_in_the_chat_format_where_there_is_one():
     assert wish("topic.garden") == "a story about the garden"
     assert wish("entity.animal.pet.dog") == "a story with a dog in it"
     base, chat = load_model("tiny"), load_model("tiny-chat")
-    assert base.tokenizer.chat_template  # which it was never trained on
-    (prompt,), how = asked(base, "a letter", ["Dear Anna,"])
+    assert base.tokenizer.chat_template and not converses(base)  # it has the format, and was never trained on it
+    assert converses(chat)
+    (prompt,), how = asked("a letter", ["Dear Anna,"], None)
     assert prompt == "A letter.\n\nDear Anna," and "in front of the prompt" in how
-    (prompt,), how = asked(chat, "a letter", ["Dear Anna,"])
-    ids = chat.encode(prompt)[0][0].tolist()
-    assert prompt.endswith("Dear Anna,") and "Please write a letter." in prompt and "chat format" in how
+    beside = Beside.of(chat, sl.Site("L1R"), "language.spanish", ["Dear", "One"], (ASKED,), ([], []), None, 0)
+    assert (
+        beside.free and beside.left == [] and beside.asked == "in the chat format: 'Please write a story in Spanish.'"
+    )
+    assert len(beside.prompts) == 2 and beside.prompts[0] == beside.prompts[1]
+    ids = chat.encode(beside.prompts[0])[0][0].tolist()
     assert ids.count(chat.tokenizer.bos_token_id) == 1 and len(set(ids) & set(chat.special_ids)) >= 3
+    greedy = Beside.of(chat, sl.Site("L1R"), "language.spanish", ["a"], (ASKED,), ([], []), None, 0, sampled=False)
+    assert greedy.left == [ASKED] and greedy.prompts == []
+
+
+def test_a_chat_model_that_is_asked_answers_and_is_read_by_its_answer():
+    chat, sae = load_model("tiny-chat"), identity(192)
+    sae.origin = {"site": "L2R", "text": "world"}
+    how = {"strengths": (1.0,), "baselines": (ASKED,), "max_new_tokens": 24, "prompts": PROMPTS}
+    found = sl.doses(sae, chat, Push(0, unit=1.0), "language.spanish", **how)
+    table = found.table.set_index("intervention")
+    assert table.effect[ASKED] > 0.6 > table.effect["untouched"] == 0
+    assert all(prompt == "" and new for prompt, new in found.texts[ASKED, 1.0])
+    assert table.kl[ASKED] > 0.05 and 0 < table.ce[ASKED] < 3
 
 
 def test_a_baseline_that_nobody_can_make_is_said_to_be_missing(lm, sae):
@@ -276,6 +293,7 @@ def test_curves_that_do_not_compare_are_refused(ask, said):
         ({"pushes": {RANDOM: Push(0)}}, "name yours otherwise"),
         ({"baselines": ("mean",)}, "No baseline 'mean'. Known: difference of means, random direction, asked"),
         ({"prompts": ("One",)}, "one tells no interval"),
+        ({"prompts": ("One", "Two dogs")}, "The prompt 'Two dogs' shows the concept already"),
         ({"prompts": "One morning"}, "one tells no interval"),
         ({"concept": "language.english", "prompts": 2}, "Nearly every English text"),
         ({"examples": ([], ["a"])}, "empty on one side"),
@@ -293,3 +311,20 @@ def test_two_saes_are_compared_by_what_they_cost(lm, sae, found):
     both = sl.frontier(found, found[RANDOM])
     assert both.about["a"] == "add 0" and both.difference.value >= 0
     assert Counter(both.curves.intervention) == {"a: add 0": 3, f"b: {RANDOM}": 3}
+
+
+def test_another_model_is_swept_with_prompts_and_words_of_ones_own(stories, stories_text):
+    """A Llama that never read the world: SentencePiece, no chat format, " it" written by its last layer's head."""
+    lm = load_model(str(stories))
+    made = identity(lm.d_model)
+    made.origin = {"site": f"L{lm.n_layers - 1}R", "text": str(stories_text)}
+    token = next(i for i in range(lm.vocab) if lm.words([i]) == [" it"])
+    with torch.no_grad():
+        head = lm.module.get_output_embeddings().weight[token] * lm.module.model.norm.weight
+        made.W_dec[0] = head / head.norm()
+    prompts, sides = ["Once upon a time there was", "Lily had"], (["The dog ran. Good dog!"], ["It was a cat."])
+    how = {"strengths": (0.0, 9.0), "max_new_tokens": 6, "wanted": "a story about a dog", "examples": sides}
+    found = sl.doses(made, lm, Push(0), lambda text: " it it it" in text, prompts=prompts, **how)
+    table = found.table.set_index(["intervention", "strength"])
+    assert table.effect["add 0", 9.0] == 1 > table.effect["add 0", 0.0] and table.kl["add 0", 0.0] == 0
+    assert table.ce["untouched", 0.0] + 1 < table.ce["add 0", 9.0] and "in front of" in found.about["asked"]

@@ -145,8 +145,8 @@ def test_several_latents_each_in_its_mode_add_their_differences(lm, plain, sae):
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
-def test_a_latent_clamped_to_its_own_value_changes_nothing(name):
-    """And what an SAE reads of some latents is what it reads of all of them, whatever the variant."""
+def test_what_is_read_of_some_latents_is_what_is_read_of_all(name):
+    """At their price alone where latents do not compete; and a clamp adds what is missing, whatever the variant."""
     asked = {"k": 4} if hasattr(REGISTRY[name].Config, "k") else {}
     sae = build(name, d_in=8, choose_in="float32", **asked | ({} if name == "pca" else {"d_sae": 40}))
     rng = torch.Generator().manual_seed(3)
@@ -169,6 +169,18 @@ def test_a_latent_clamped_to_its_own_value_changes_nothing(name):
     if not sae.alone:
         with pytest.raises(ValueError, match="encode with all of them"):
             sae.only([1])
+
+
+def test_a_latent_clamped_to_its_own_value_changes_nothing(lm, plain, sae):
+    ids, _ = lm.encode(PROMPT)
+    with torch.no_grad():
+        z = sae.encode(lm.read(ids, f"L{LAYER}R")[f"L{LAYER}R"]).dense()[0, -1]
+        clean = plain(ids).logits
+    latent = int(z.argmax())
+    for more, same in ((0.0, True), (3.0, False)):
+        push = Push(latent, "clamp", z[latent].item() + more, 1.0, "last")
+        logits = lm.edited(ids, [recipe(sae, sl.Site(f"L{LAYER}R"), [push])(1.0)])
+        assert torch.allclose(logits, clean, rtol=1e-4, atol=1e-4) == same
 
 
 def test_variants_whose_latents_do_not_compete_say_so():
@@ -273,10 +285,20 @@ def test_the_next_tokens_that_rise_and_fall_most_are_those_of_two_runs(lm, plain
         assert rows.p_after.tolist() == pytest.approx(after.softmax(-1)[best.indices].tolist(), abs=1e-4)
         assert rows.p_before.tolist() == pytest.approx(before.softmax(-1)[best.indices].tolist(), abs=1e-4)
         assert rows.change.tolist() == pytest.approx((rows.after - rows.before).tolist(), abs=1e-3)
-    assert set(table.edit) == {"x 1"} and not table.token.str.contains(r"<\|").any()
+    assert set(table.edit) == {"x 1"}
     told = json.loads(json.dumps(steered.to_json()))
     assert [row["edit"] for row in told["texts"]] == ["untouched", "x 1"] and len(told["changes"]) == 20
     assert len(steered.figure.data) == 1 and PROMPT in repr(steered)
+
+
+def test_a_special_token_that_rises_most_is_not_among_them(lm, sae):
+    made, end = copy.deepcopy(sae), lm.tokenizer.eos_token_id
+    with torch.no_grad():
+        made.W_dec[3] = lm.module.get_output_embeddings().weight[end] * lm.module.model.norm.weight
+    steered = sl.steer(made, lm, Push(3, "add", 50.0, 1.0), PROMPT, site="L2R", max_new_tokens=1)
+    clean, after = lm.edited(lm.encode(PROMPT)[0].expand(2, -1), steered.edits)[:, -1]
+    assert int((after - clean).argmax()) == end
+    assert len(steered.changes) == 20 and lm.words([end])[0] not in set(steered.changes.token)
 
 
 def test_breaking_off_leaves_nothing_running(lm, sae):
@@ -313,6 +335,7 @@ def silent(sae):
             lambda sae, lm: sl.steer(sae, lm, Push(3, unit=1.0), PROMPT, scale=(float("nan"),)),
             "scale=nan must be a fin",
         ),
+        (lambda sae, lm: sl.steer(sae, lm, {3: float("inf")}, PROMPT), "amounts must be finite"),
         (lambda sae, lm: Push(3, "clamp", float("nan")), "strength=nan of latent 3 must be a finite number"),
         (lambda sae, lm: Push(3, "cap", float("inf")), "strength=inf"),
         (lambda sae, lm: Push(3, "push"), "No mode 'push' of steering. Known: add, clamp"),

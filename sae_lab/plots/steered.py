@@ -11,12 +11,12 @@ def changes(table: pd.DataFrame) -> go.Figure:
     """How far the logits of the next token rise and fall (columns edit, token, change, p_before, p_after)."""
     figure = go.Figure()
     for i, (name, rows) in enumerate(table.groupby("edit", sort=False)):
-        rows = rows.sort_values("change", ascending=False)
         said = "%{y}: %{x:+.3g}, probability %{customdata[0]:.3g} to %{customdata[1]:.3g}"
         look = {"name": name, "marker": {"color": COLOURS[i % len(COLOURS)]}, "hovertemplate": said}
         words = [repr(word) for word in rows["token"]]
         figure.add_bar(x=rows["change"], y=words, orientation="h", customdata=rows[["p_before", "p_after"]], **look)
-    figure.update_yaxes(autorange="reversed", dtick=1)
+    order = [repr(word) for word in table.groupby("token")["change"].mean().sort_values(ascending=False).index]
+    figure.update_yaxes(autorange="reversed", dtick=1, categoryorder="array", categoryarray=order)
     figure.update_xaxes(title_text="change of the logit")
     return style(figure, 120 + 22 * table["token"].nunique())
 
@@ -40,5 +40,5 @@ def frontier(table: pd.DataFrame) -> go.Figure:
             x=rows["kl"], y=rows["effect"], customdata=rows["strength"], hovertemplate=said, **look, **reach
         )
     figure.update_xaxes(title_text="KL to the clean model, nats per new token", rangemode="tozero")
-    figure.update_yaxes(title_text="share of texts with the concept", range=[0, 1.04])
+    figure.update_yaxes(title_text="share of texts with the concept", range=[-0.04, 1.04])
     return style(figure, 380)

@@ -27,14 +27,16 @@ class Beside:
 
     Attributes:
         vectors: directions at length 1, by name.
-        prompts: which ask for the concept first; none if nobody knows what to ask for.
+        prompts: which ask for the concept; none if nobody knows what to ask for.
         asked: how they do.
+        free: whether what follows is a chat model's answer, which does not go on with the prompt.
         left: names of baselines that there cannot be.
     """
 
     vectors: dict[str, Direction]
     prompts: list[str]
     asked: str | None
+    free: bool
     left: list[str]
 
     @classmethod
@@ -48,6 +50,7 @@ class Beside:
         examples: Examples | None,
         wanted: str | None,
         seed: int,
+        sampled: bool = True,
     ) -> "Beside":
         if odd := [name for name in names if name not in BASELINES]:
             raise ValueError(f"No baseline {odd[0]!r}. Known: {', '.join(BASELINES)}.")
@@ -60,9 +63,11 @@ class Beside:
         if RANDOM in names:
             v = torch.randn(lm.d_in(site), generator=torch.Generator().manual_seed(seed + 1))
             vectors[RANDOM] = v / v.norm()
-        asking, how = asked(lm, wanted, prompts) if wanted and ASKED in names else ([], None)
+        free = converses(lm)
+        able = wanted and ASKED in names and (sampled or not free)  # else one request has one answer, over and over
+        asking, how = asked(wanted, prompts, lm if free else None) if able else ([], None)
         left = [name for name in names if name not in vectors and not (name == ASKED and asking)]
-        return cls(vectors, asking, how, left)
+        return cls(vectors, asking, how, free, left)
 
 
 def worlds(concept: str, seed: int) -> Examples:
@@ -97,14 +102,14 @@ def wish(concept: str) -> str:
     return {"language": f"a story in {named}", "register": named}.get(group, f"a story about {named}")
 
 
-def asked(lm: LM, wanted: str, prompts: list[str]) -> tuple[list[str], str]:
-    """(prompts that ask first, what was done): a chat model in its format, the prompt being the beginning of its answer;
-    another model in a line above the prompt that names what follows."""
-    if converses(lm):
+def asked(wanted: str, prompts: list[str], chat: LM | None) -> tuple[list[str], str]:
+    """(prompts that ask, what was done): a chat model by a request in its format, whose answer begins as it likes;
+    another one in a line above the prompt that names what follows."""
+    if chat is not None:
         said = f"Please write {wanted}."
         turns = [{"role": "user", "content": said}]
-        head = lm.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        return [head + prompt for prompt in prompts], f"in the chat format: {said!r}"
+        whole = chat.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        return [whole] * len(prompts), f"in the chat format: {said!r}"
     head = wanted[:1].upper() + wanted[1:] + ".\n\n"
     return [head + prompt for prompt in prompts], f"in front of the prompt: {head!r}"
 

@@ -105,15 +105,15 @@ def doses(
         text: where latents are measured; default: the validation split of what the SAE was trained on.
 
     Raises:
-        ValueError: as `steer`; an unknown baseline; fewer than two prompts; a concept that nearly every text has.
+        ValueError: as `steer`; an unknown baseline; fewer than two prompts, or one that shows the concept.
     """
     site, prompts = fitting(sae, lm, site), _prompts(lm, concept, prompts, seed)
     known = activity(sae, lm, site, text=text, seed=seed)
     lists = _lists(sae, lm, pushes, site, known)
-    beside = Beside.of(lm, site.target, concept, prompts, baselines, examples, wanted, seed)
+    beside = Beside.of(lm, site.target, concept, prompts, baselines, examples, wanted, seed, temperature > 0)
     rows, length = _rows(sae, site, lists, beside, strengths, known)
     how = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    found = _measured(sae, lm, site, rows, prompts, beside.prompts, how, seed)
+    found = _measured(sae, lm, site, rows, prompts, beside, how, seed)
     about = {"site": str(site), "model": lm.name, "interventions": list(lists), "length": length, "seed": seed, **how}
     about |= {"concept": _called(concept), "asked": beside.asked, "left_out": beside.left}
     return _result(lists, known, concept, prompts, *found, about)
@@ -124,6 +124,8 @@ def _prompts(lm: LM, concept: Concept, prompts: int | Sequence[str], seed: int) 
         prompts = openings(lm, concept, prompts, "test", seed)
     if isinstance(prompts, str) or len(prompts) < 2:
         raise ValueError(f"prompts={prompts!r}: one tells no interval, give at least two.")
+    if told := [prompt for prompt in prompts if shows(prompt, concept)]:
+        raise ValueError(f"The prompt {told[0]!r} shows the concept already: nothing could be said to bring it about.")
     return list(prompts)
 
 
@@ -163,12 +165,12 @@ def _measured(
     site: Site,
     rows: list[Row],
     prompts: list[str],
-    asking: list[str],
+    beside: Beside,
     how: dict[str, Any],
     seed: int,
 ) -> tuple[list[Key], Counts, list[list[tuple[str, str]]]]:
     """(name and strength, sums, texts) of every row on every prompt; asking, if at all, is one more row."""
-    keys = [(name, s) for name, s, _ in rows] + [(ASKED, 1.0)] * bool(asking)
+    keys = [(name, s) for name, s, _ in rows] + [(ASKED, 1.0)] * bool(beside.prompts)
     counts, texts = Counts(len(keys), len(prompts), sae.cfg.d_sae), [[] for _ in keys]
     edits, at_once = [e for *_, e in rows], max(1, AT_ONCE // len(rows))
     for first in range(0, len(prompts), at_once):
@@ -180,10 +182,12 @@ def _measured(
             Text(e, first + p, head, head, new, edits[e]) for (p, e, _), (head, new) in zip(written.rows, written.ids)
         ]
         counts.add(lm, sae, site, read)
-        if asking:
-            more = lm.generate(asking[first : first + at_once], seed=seed + first, **how)
-            texts[-1] += zip(part, more.texts)
-            heads = [head for head, _ in written.ids[:: len(rows)]]
+        if beside.prompts:
+            more = lm.generate(beside.prompts[first : first + at_once], seed=seed + first, **how)
+            texts[-1] += zip([""] * len(part) if beside.free else part, more.texts)
+            heads = [
+                behind[:1] if beside.free else written.ids[p * len(rows)][0] for p, (behind, _) in enumerate(more.ids)
+            ]
             asked = [Text(len(rows), first + p, heads[p], *ids, ()) for p, ids in enumerate(more.ids)]
             counts.add(lm, sae, site, asked)
     return keys, counts, texts

@@ -94,6 +94,8 @@ def steer(
         if not latents:
             raise ValueError("latents={} names none: give at least one, {12: 4.0}.")
         vector = sum(amount * direction(sae, latent) for latent, amount in latents.items())
+        if not vector.isfinite().all():
+            raise ValueError(f"latents={latents}: amounts must be finite numbers.")
         at, adds = lambda s: (Edit(site.target, vector, s),), True
     else:
         at, adds = pushed(sae, lm, latents, site, text=text, seed=seed)
