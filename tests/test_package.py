@@ -36,6 +36,8 @@ def test_the_wheel_holds_code_and_data(tmp_path):
         "cli/__init__.py",
         "report.css",
         "papers.bib",
+        "panels/cloud.js",
+        "panels/cloud.css",
         "tiny/world/data/en.txt",
         "tiny/model/model.safetensors",
         "tiny/model/tokenizer.json",

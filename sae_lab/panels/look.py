@@ -21,10 +21,14 @@ STYLE = """<style>
 </style>"""
 
 
+def seen(text: object) -> str:
+    """Text in which what cannot be seen or turns the line around is spelt out."""
+    return "".join(c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in str(text))
+
+
 def esc(text: object) -> str:
-    """Text that is only text in markup; what cannot be seen or turns the line around is spelt out."""
-    seen = (c if c.isprintable() or c == "\n" else f"\\u{ord(c):04x}" for c in str(text))
-    return html.escape("".join(seen))
+    """Text that is only text in markup, all of it visible."""
+    return html.escape(seen(text))
 
 
 def told(text: str, wrong: bool = False) -> str:
