@@ -1,5 +1,6 @@
 """The notebook's widgets in a real browser: JupyterLab in Chromium, a mouse, a keyboard, and what reaches Python."""
 
+import asyncio
 import json
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +132,38 @@ def contrast(a, b) -> float:
     linear = [np.where((c := np.asarray(x) / 255) <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) for x in (a, b)]
     low, high = sorted(float(x @ [0.2126, 0.7152, 0.0722]) for x in linear)
     return (high + 0.05) / (low + 0.05)
+
+
+# The lab itself
+
+
+def test_the_lab_hears_what_is_wrong_and_what_is_asked_of_others(lab):
+    lab.page.evaluate("() => { console.error('planted'); fetch('https://example.org/x').catch(() => {}) }")
+    lab.wait("() => true")
+    lab.page.wait_for_timeout(200)
+    assert lab.abroad == ["https://example.org/x"] and "planted" in lab.errors
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        lab.run(["1 / 0"], restart=False)
+    with pytest.raises(AssertionError, match="NameError"):
+        lab.ask("nothing")
+    lab.abroad.clear()
+    lab.errors.clear()
+
+
+def test_a_fresh_kernel_knows_nothing_of_the_last(lab):
+    lab.run(["x = 1\nprint(x)"])
+    assert lab.outputs()[0][0]["text"] == "1\n"
+    lab.run(["print('x' in globals())"], restart=False)
+    assert lab.outputs()[0][0]["text"] == "True\n"
+    lab.run(["print('x' in globals())"])
+    assert lab.outputs()[0][0]["text"] == "False\n"
+
+
+def test_between_browser_tests_others_may_run_loops_of_their_own(lab):
+    lab.mark(running=False)
+    assert asyncio.run(asyncio.sleep(0, "ran")) == "ran"
+    lab.mark(running=True)
+    assert lab.ask("print(3)") == "3"
 
 
 # What the JavaScript computes
@@ -355,12 +388,10 @@ def test_a_cloud_follows_the_theme(lab, cloud):
 
 
 def test_a_label_is_never_markup(lab):
-    lab.run([
-        "import numpy as np\nfrom sae_lab.panels import PointCloud\n"
-        f"bad = {HOSTILE!r}\n"
-        "cloud = PointCloud([(0, 0), (1, 1), (-1, -1)], [0, 1, 0], names=[bad, 'x' * 100_000], title=bad, unit=bad,\n"
-        "                   label=lambda i: [bad, 'x' * 100_000, bad * 2000][i])\ncloud"
-    ])  # fmt: skip
+    code = f"from sae_lab.panels import PointCloud\nbad, long = {HOSTILE!r}, 'x' * 100_000\n"
+    code += "cloud = PointCloud([(0, 0), (1, 1), (-1, -1)], [0, 1, 0], names=[bad, long], title=bad, unit=bad,\n"
+    code += "                   label=lambda i: [bad, long, bad * 2000][i])\ncloud"
+    lab.run([code], restart=False)
     drawn(lab)
     root = lab.page.locator(".sae-cloud-root")
     for x, y in ((0, 0), (1, 1), (-1, -1)):
