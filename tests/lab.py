@@ -33,7 +33,7 @@ QUIET = {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": Tru
 HERE = ("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:")
 HARMLESS = ("Could not restore the debugger state",)  # JupyterLab, of a kernel that was restarted
 NOTEBOOK = {"cells": [], "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}}}
-SECONDS = 30  # that anything may take on a machine that is busy with something else
+SECONDS = 60  # that anything may take on a machine that is busy with something else
 
 IDLE = """() => {
   const shown = window.jupyterapp?.shell?.currentWidget

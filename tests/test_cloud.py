@@ -4,6 +4,7 @@ import json
 
 import comm
 import numpy as np
+import pandas as pd
 import pytest
 from comm.base_comm import BaseComm
 
@@ -78,7 +79,7 @@ def test_numbers_are_places_on_a_scale():
     assert list(cloud._codes) == [0, 0, 127, 254, 254, 254]
     cloud.recolour([np.nan] * 6)
     assert list(cloud._codes) == [255] * 6
-    cloud.recolour([3] * 6)
+    cloud.recolour(pd.Series([3] * 6))
     assert list(cloud._codes) == [0] * 6 and cloud._key["low"] == cloud._key["high"] == 3.0
 
 
