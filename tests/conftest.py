@@ -12,6 +12,7 @@ os.environ.setdefault("SAE_LAB_TOKENS", "204800")  # that notebook 03 trains on:
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from lab import jupyter, lab, uses_lab  # noqa: F401  (fixtures)
 from skipped import pytest_configure  # noqa: F401  (a hook)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it would be ignored
@@ -34,6 +35,7 @@ LONGEST = (
     "test_readme.py",
     "test_cli.py",
     "test_stories.py",
+    "test_lab.py",
 )
 
 
@@ -61,3 +63,16 @@ def stories_text() -> Path:
     if not file.exists():
         pytest.skip("no shared text: set SAE_LAB_SHARED to a folder that holds data/text")
     return file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """By file, and all files with browser tests as one: they share a JupyterLab."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "lab" if uses_lab(config.rootpath / file) else file
+
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None

@@ -237,7 +237,6 @@ class Cloud {
 
   build(el) {
     this.root = make("div", "root");
-    this.root.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take 0 0 for: restart the kernel
     this.legend = make("div", "legend");
     this.bar = make("div", "bar");
     this.bar.setAttribute("role", "toolbar");
@@ -258,6 +257,9 @@ class Cloud {
     this.status = make("div", "status");
     this.live = make("div", "live");
     for (const element of [this.status, this.live]) element.setAttribute("aria-live", "polite");
+    for (const element of [this.stage, ...this.bar.children]) {
+      element.dataset.lmSuppressShortcuts = "true"; // or JupyterLab takes d d, pressed here, for: delete the cell
+    }
     const head = make("div", "head");
     head.append(this.legend, this.bar);
     this.stage.append(this.over, this.tip);
@@ -526,7 +528,7 @@ class Cloud {
     if (drag.lasso && path.length > 2) {
       this.select(lassoed(this.data.xy, path.map((corner) => this.under(corner))));
     } else if (!drag.moved) {
-      this.tell(() => this.model.send({ clicked: this.hit(this.pixel(event)) }));
+      this.tell({ clicked: this.hit(this.pixel(event)) });
     }
   }
 
@@ -594,7 +596,7 @@ class Cloud {
 
   select(bits) {
     this.model.set("selected", bits);
-    this.tell(() => this.model.save_changes());
+    this.tell({ selected: true }, [bits]);
   }
 
   hover(i) {
@@ -602,7 +604,7 @@ class Cloud {
     this.hovered = i;
     clearTimeout(this.asking);
     if (i !== NONE && !this.labels.has(i)) {
-      this.asking = setTimeout(() => this.tell(() => this.model.send({ ask: i })), 40);
+      this.asking = setTimeout(() => this.tell({ ask: i }), 40);
     }
     this.hint();
     this.mark();
@@ -621,10 +623,12 @@ class Cloud {
     tip.style.top = `${beside(top, tip.offsetHeight, this.height)}px`;
   }
 
-  tell(does) {
-    if (this.root.closest(".jupyter-widgets-disconnected")) {
+  tell(message, buffers = []) {
+    try {
+      this.model.send(message, undefined, buffers);
+    } catch {
       this.status.textContent = "No kernel hears this map any more: run its cell again.";
-    } else does();
+    }
   }
 
   download() {

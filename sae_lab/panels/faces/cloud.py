@@ -1,6 +1,6 @@
 """A cloud of points on a plane, a hundred thousand and more: Python knows what they mean, cloud.js draws them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,20 @@ class PointCloud(anywidget.AnyWidget):
     _sizes = T.Bytes().tag(sync=True)
     _key = T.Dict().tag(sync=True)
     clicked = T.Int(-1).tag(sync=True)
-    # A browser's bytes come as a memoryview; 16 kB need not go back to where they came from.
+    # A browser's bytes come as a memoryview, and need not go back to where they came from.
     selected = T.Bytes().tag(sync=True, echo_update=False, from_json=lambda value, _: bytes(value or b""))
     height = T.Int(480, min=100).tag(sync=True)
 
     def __init__(
         self,
-        xy: np.ndarray | Sequence,
-        values: np.ndarray | Sequence | None = None,
+        xy: Collection,
+        values: Collection | None = None,
         *,
         names: Sequence[str] | None = None,
         title: str = "",
         unit: str = "",
         limits: tuple[float, float] | None = None,
-        sizes: np.ndarray | float = 3.0,
+        sizes: Collection | float = 3.0,
         label: Callable[[int], object] = str,
         height: int = 480,
     ):
@@ -65,11 +65,11 @@ class PointCloud(anywidget.AnyWidget):
             values, names = np.zeros(self.n, int), ()
         codes, key = coloured(self.n, values, names, title, unit, limits)
         super().__init__(_xy=placed(xy), _sizes=measured(sizes, self.n), _codes=codes, _key=key, height=height)
-        self.on_msg(lambda _, message, buffers: self._heard(message))
+        self.on_msg(self._heard)
 
     def recolour(
         self,
-        values: np.ndarray | Sequence,
+        values: Collection,
         names: Sequence[str] | None = None,
         title: str = "",
         unit: str = "",
@@ -88,7 +88,7 @@ class PointCloud(anywidget.AnyWidget):
         with self.hold_sync():
             self._codes, self._key = codes, key
 
-    def move(self, xy: np.ndarray | Sequence) -> None:
+    def move(self, xy: Collection) -> None:
         """Puts the same points elsewhere.
 
         Raises:
@@ -104,7 +104,7 @@ class PointCloud(anywidget.AnyWidget):
         bits = np.unpackbits(np.frombuffer(self.selected, np.uint8), bitorder="little")
         return np.flatnonzero(bits[: self.n])
 
-    def choose(self, points: np.ndarray | Sequence) -> None:
+    def choose(self, points: Collection) -> None:
         """Selects points by their numbers; none for no selection.
 
         Raises:
@@ -114,14 +114,16 @@ class PointCloud(anywidget.AnyWidget):
         mask[np.asarray(points, int)] = True
         self.selected = np.packbits(mask, bitorder="little").tobytes() if mask.any() else b""
 
-    def _heard(self, message: dict[str, Any]) -> None:
-        """What the browser asks: a label, or what to do about a click."""
+    def _heard(self, _: Any, message: dict[str, Any], buffers: Sequence) -> None:
+        """What the browser says: a point to tell the label of, a click, a selection."""
         if "ask" in message:
             self.send({"point": message["ask"], "label": self._said(message["ask"])})
         if "clicked" in message:
             before, self.clicked = self.clicked, message["clicked"]
             if before == self.clicked:
                 self.notify_change(Bunch(name="clicked", old=before, new=before, owner=self, type="change"))
+        if "selected" in message:
+            self.set_state({"selected": buffers[0]})  # which sends nothing back
 
     def _said(self, point: int) -> str:
         try:
@@ -133,13 +135,13 @@ class PointCloud(anywidget.AnyWidget):
         return f"PointCloud of {self.n:,} points, {len(self.chosen):,} selected"
 
 
-def placed(xy: np.ndarray | Sequence) -> bytes:
+def placed(xy: Collection) -> bytes:
     """Positions as float32 in [-1, 1], the longer side from end to end.
 
     Raises:
         ValueError: for what is not a finite pair of numbers per point.
     """
-    xy = np.asarray(xy, float).reshape(-1, 2) if len(xy) == 0 else np.asarray(xy, float)
+    xy = np.asarray(xy, float) if len(xy) else np.zeros((0, 2))
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise ValueError(f"xy of shape {xy.shape}: a point is a row of two numbers.")
     lost = int((~np.isfinite(xy)).any(1).sum())
@@ -152,7 +154,7 @@ def placed(xy: np.ndarray | Sequence) -> bytes:
     return ((xy - (low + high) / 2) / half).astype("<f4").tobytes()
 
 
-def measured(sizes: np.ndarray | float, n: int) -> bytes:
+def measured(sizes: Collection | float, n: int) -> bytes:
     """Diameters in eighths of a pixel, one for all or one per point.
 
     Raises:
@@ -168,7 +170,7 @@ def measured(sizes: np.ndarray | float, n: int) -> bytes:
 
 def coloured(
     n: int,
-    values: np.ndarray | Sequence,
+    values: Collection,
     names: Sequence[str] | None,
     title: str,
     unit: str,
@@ -191,7 +193,7 @@ def coloured(
     return codes.tobytes(), key | {"names": [shortened(name) for name in names]}
 
 
-def shaded(values: np.ndarray | Sequence, limits: tuple[float, float] | None) -> tuple[np.ndarray, float, float]:
+def shaded(values: Collection, limits: tuple[float, float] | None) -> tuple[np.ndarray, float, float]:
     """Numbers as places on a scale of 255, what is beyond it at its ends, nan apart; and the scale's ends."""
     values = np.asarray(values, float)
     finite = values[np.isfinite(values)]

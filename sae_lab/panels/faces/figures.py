@@ -49,14 +49,15 @@ class LiveFigure(anywidget.AnyWidget):
     _spec = T.Unicode().tag(sync=True)
     clicked = T.List().tag(sync=True)
 
-    def __init__(self, figure: go.Figure):
+    def __init__(self, figure: go.Figure | None = None):
         super().__init__(_library=Library.here().model_id)
         self.add_class("sae-figure")
-        self.show(figure)
+        self.show(go.Figure() if figure is None else figure)
 
     def show(self, figure: go.Figure) -> None:
         """Draws another figure in its place."""
-        self.figure = go.Figure(figure).update_layout(uirevision="kept")
+        clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+        self.figure = go.Figure(figure).update_layout(uirevision="kept", **clear)
         self._spec = self.figure.to_json()
 
     def __repr__(self) -> str:
