@@ -11,7 +11,7 @@ import pytest
 import sae_lab
 from sae_lab.plots import COLOURS, MORE
 
-SOURCE = (Path(sae_lab.__file__).parent / "panels" / "cloud.js").read_text()
+SOURCE = (Path(sae_lab.__file__).parent / "panels" / "faces" / "cloud.js").read_text()
 PURE = """async ([source, ask, given]) => {
   const js = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })))
   return eval(ask)(js, given)
