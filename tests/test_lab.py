@@ -478,6 +478,14 @@ def test_a_cloud_is_as_wide_as_there_is_room(lab, cloud):
         lab.page.set_viewport_size({"width": 1280, "height": 1400})
 
 
+def test_in_a_box_a_cloud_takes_the_room_that_is_left(lab):
+    box = "import ipywidgets as W\nbeside = W.Label('beside')\nW.VBox([cloud, W.HBox([beside, PointCloud(xy)])])"
+    lab.run([CLOUD.removesuffix("cloud\n"), box], restart=False)
+    drawn(lab, 2)
+    wide = "() => Array.from(document.querySelectorAll('.sae-cloud-stage'), e => e.clientWidth)"
+    lab.wait(f"() => ({wide})().every(width => width > 900)")
+
+
 def test_the_picture_is_what_is_seen(lab, cloud):
     with lab.page.expect_download() as download:
         cloud.get_by_text("PNG").click()
@@ -528,11 +536,24 @@ def test_a_second_figure_costs_little_and_both_live(lab):
     assert 5_000 < lab.received - before <= 100_000
     lab.run(["import ipywidgets as W\nW.VBox([first, second])"], restart=False)
     lab.page.locator(PLOT).nth(1).wait_for()
-    widths = [plot.bounding_box()["width"] for plot in lab.page.locator(".js-plotly-plot .main-svg:first-child").all()]
-    assert widths[0] == widths[1] > 900
     count = "() => Array.from(document.querySelectorAll('.js-plotly-plot'), e => e.data[0].x.length).join()"
     lab.ask("first.data[0].update(x=np.arange(80), y=np.arange(80))")
     lab.wait(f"() => ({count})() === '80,50'")
+
+
+def test_a_figure_in_a_box_is_as_wide_as_there_is_room(lab):
+    tabs = "import ipywidgets as W\ntabs = W.Tab([W.VBox([first]), W.HBox([W.Label('beside'), made()])])\ntabs"
+    lab.run([FIGURES.removesuffix("first\n"), tabs], restart=False)
+    lab.page.locator(PLOT).wait_for()
+    wide = "() => Array.from(document.querySelectorAll('.js-plotly-plot'), e => e._fullLayout.width)"
+    lab.wait(f"() => ({wide})().every(width => width > 1000)")
+    try:
+        lab.page.set_viewport_size({"width": 800, "height": 1400})
+        lab.wait(f"() => ({wide})().every(width => width > 400 && width < 700)")
+        lab.ask("tabs.selected_index = 1")
+        lab.wait(f"() => ({wide})().length === 2 && ({wide})()[1] < 700")
+    finally:
+        lab.page.set_viewport_size({"width": 1280, "height": 1400})
 
 
 def test_a_zoom_outlives_new_data(lab):

@@ -38,6 +38,8 @@ class LiveFigure(go.FigureWidget):
     """
 
     _css = """
+    .sae-figure { min-width: 12rem; }
+    .widget-hbox > .sae-figure { flex: 1 1 0; }
     .sae-figure .main-svg, .sae-figure .modebar { background: transparent !important; }
     .sae-figure [class*="tick"] text, .sae-figure text:is([class*="title"], .legendtext, .annotation-text, .node-label)
       { fill: var(--jp-ui-font-color1, #212121) !important; }
@@ -72,7 +74,8 @@ class LiveFigure(go.FigureWidget):
 
 
 # A failed load is forgotten, so that the next figure tries again. Plotly's views listen on when they are gone, and then
-# fail: what they listen to is kept in `heard`, to be taken from them.
+# fail: what they listen to is kept in `heard`, to be taken from them. In a box a view is drawn before it has a place,
+# and would be as wide as plotly thinks: it waits, and follows the width from then on.
 LOADER = """
 async function fetched(model) {
   const library = await model.widget_manager.get_model(model.get("_library"));
@@ -91,6 +94,15 @@ function loaded(model) {
   }
   return kept.get(version);
 }
+function placed(el) {
+  return new Promise((resolve) => {
+    const watched = new ResizeObserver(() => {
+      if (el.clientWidth) resolve(watched);
+      el._responsiveChartHandler?.();
+    });
+    watched.observe(el);
+  });
+}
 export default () => {
   let figure, listened, heard = [];
   return {
@@ -100,9 +112,10 @@ export default () => {
       return figure.initialize({ ...context, model: listened });
     },
     async render(context) {
+      const watched = await placed(context.el);
       const own = (heard = []);
       const leave = await figure.render(context);
-      return () => { own.forEach((what) => listened.off(...what)); leave(); };
+      return () => { watched.disconnect(); own.forEach((what) => listened.off(...what)); leave(); };
     },
   };
 };
