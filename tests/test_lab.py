@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lab import uses_lab
 
 import sae_lab
 from sae_lab.plots import COLOURS, MORE
@@ -164,6 +165,15 @@ def test_between_browser_tests_others_may_run_loops_of_their_own(lab):
     assert asyncio.run(asyncio.sleep(0, "ran")) == "ran"
     lab.mark(running=True)
     assert lab.ask("print(3)") == "3"
+
+
+def test_files_whose_tests_take_the_lab_are_known(tmp_path):
+    other = tmp_path / "test_other.py"
+    other.write_text("def test_a(tmp_path,\n           lab): pass\n")
+    near = tmp_path / "test_near.py"
+    near.write_text("lab = 1\ndef test_label(labels, laboratory): return lab\n")
+    assert uses_lab(Path(__file__)) and uses_lab(other)
+    assert not uses_lab(near) and not uses_lab(Path(__file__).with_name("test_cloud.py"))
 
 
 # What the JavaScript computes
