@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lab import uses_lab
 
 import sae_lab
 from sae_lab.plots import COLOURS, MORE
@@ -164,6 +165,15 @@ def test_between_browser_tests_others_may_run_loops_of_their_own(lab):
     assert asyncio.run(asyncio.sleep(0, "ran")) == "ran"
     lab.mark(running=True)
     assert lab.ask("print(3)") == "3"
+
+
+def test_files_whose_tests_take_the_lab_are_known(tmp_path):
+    other = tmp_path / "test_other.py"
+    other.write_text("def test_a(tmp_path,\n           lab): pass\n")
+    near = tmp_path / "test_near.py"
+    near.write_text("lab = 1\ndef test_label(labels, laboratory): return lab\n")
+    assert uses_lab(Path(__file__)) and uses_lab(other)
+    assert not uses_lab(near) and not uses_lab(Path(__file__).with_name("test_cloud.py"))
 
 
 # What the JavaScript computes
@@ -478,6 +488,14 @@ def test_a_cloud_is_as_wide_as_there_is_room(lab, cloud):
         lab.page.set_viewport_size({"width": 1280, "height": 1400})
 
 
+def test_in_a_box_a_cloud_takes_the_room_that_is_left(lab):
+    box = "import ipywidgets as W\nbeside = W.Label('beside')\nW.VBox([cloud, W.HBox([beside, PointCloud(xy)])])"
+    lab.run([CLOUD.removesuffix("cloud\n"), box], restart=False)
+    drawn(lab, 2)
+    wide = "() => Array.from(document.querySelectorAll('.sae-cloud-stage'), e => e.clientWidth)"
+    lab.wait(f"() => ({wide})().every(width => width > 900)")
+
+
 def test_the_picture_is_what_is_seen(lab, cloud):
     with lab.page.expect_download() as download:
         cloud.get_by_text("PNG").click()
@@ -530,11 +548,24 @@ def test_a_second_figure_costs_little_and_both_live(lab):
     assert 3_000 < lab.received - before <= 100_000
     lab.run(["import ipywidgets as W\nW.VBox([first, second])"], restart=False)
     lab.page.locator(PLOT).nth(1).wait_for()
-    widths = [plot.bounding_box()["width"] for plot in lab.page.locator(".js-plotly-plot .main-svg:first-child").all()]
-    assert widths[0] == widths[1] > 900
-    count = "() => Array.from(document.querySelectorAll('.js-plotly-plot'), e => e.data[0].x.length).join()"
+    count = "() => Array.from(document.querySelectorAll('.js-plotly-plot'), e => e._fullData[0].x.length).join()"
     lab.ask("first.show(drawn(80))")
     lab.wait(f"() => ({count})() === '80,50'")
+
+
+def test_a_figure_in_a_box_is_as_wide_as_there_is_room(lab):
+    tabs = "import ipywidgets as W\ntabs = W.Tab([W.VBox([first]), W.HBox([W.Label('beside'), made()])])\ntabs"
+    lab.run([FIGURES.removesuffix("first\n"), tabs], restart=False)
+    lab.page.locator(PLOT).wait_for()
+    wide = "() => Array.from(document.querySelectorAll('.js-plotly-plot'), e => e._fullLayout.width)"
+    lab.wait(f"() => ({wide})().every(width => width > 1000)")
+    try:
+        lab.page.set_viewport_size({"width": 800, "height": 1400})
+        lab.wait(f"() => ({wide})().every(width => width > 400 && width < 700)")
+        lab.ask("tabs.selected_index = 1")
+        lab.wait(f"() => ({wide})().length === 2 && ({wide})()[1] < 700")
+    finally:
+        lab.page.set_viewport_size({"width": 1280, "height": 1400})
 
 
 def test_a_zoom_outlives_new_data(lab):
@@ -549,7 +580,7 @@ def test_a_zoom_outlives_new_data(lab):
     shown = "() => document.querySelector('.js-plotly-plot')._fullLayout.xaxis.range.map(Math.round).join()"
     zoomed = lab.wait(f"() => {{ const now = ({shown})(); return !now.startsWith('-') && now !== '0,49' && now }}")
     lab.ask("first.show(drawn(500))")
-    lab.wait("() => document.querySelector('.js-plotly-plot').data[0].x.length === 500")
+    lab.wait("() => document.querySelector('.js-plotly-plot')._fullData?.[0].x.length === 500")
     assert lab.page.evaluate(shown) == zoomed
 
 
@@ -586,7 +617,7 @@ def test_a_page_loaded_anew_shows_what_the_kernel_has(lab):
     lab.open()
     lab.page.locator(PLOT).wait_for()
     drawn(lab)
-    lab.wait("() => document.querySelector('.js-plotly-plot').data[0].x.length === 33")
+    lab.wait("() => document.querySelector('.js-plotly-plot')._fullData?.[0].x.length === 33")
     click(lab, 1, 1)
     lab.until("print(heard)", "[2]")
 

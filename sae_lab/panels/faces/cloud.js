@@ -264,6 +264,7 @@ class Cloud {
     head.append(this.legend, this.bar);
     this.stage.append(this.over, this.tip);
     this.root.append(head, this.stage, this.status, this.live);
+    el.classList.add("sae-cloud");
     el.append(this.root);
   }
 

@@ -20,11 +20,24 @@ function loaded(model) {
   return kept.get(version);
 }
 
+// Before it has a place a figure would be as wide as plotly thinks.
+function placed(el) {
+  return new Promise((resolve) => {
+    const watched = new ResizeObserver(() => {
+      if (!el.clientWidth) return;
+      watched.disconnect();
+      resolve();
+    });
+    watched.observe(el);
+  });
+}
+
 export default {
   async render({ model, el }) {
     const plotly = await loaded(model);
     const box = document.createElement("div");
     el.append(box);
+    await placed(el);
     const draw = async () => {
       const { data, layout } = JSON.parse(model.get("_spec"));
       await plotly.react(box, data, { ...layout, autosize: true }, { displaylogo: false, responsive: true });

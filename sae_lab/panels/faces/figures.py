@@ -38,6 +38,8 @@ class LiveFigure(anywidget.AnyWidget):
 
     _esm = Path(__file__).with_suffix(".js")
     _css = """
+    .sae-figure { min-width: 12rem; }
+    .widget-hbox > .sae-figure { flex: 1 1 0; }
     .sae-figure .main-svg, .sae-figure .modebar { background: transparent !important; }
     .sae-figure [class*="tick"] text, .sae-figure text:is([class*="title"], .legendtext, .annotation-text, .node-label)
       { fill: var(--jp-ui-font-color1, #212121) !important; }
