@@ -7,7 +7,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: the other cores have work
-os.environ.setdefault("SAE_LAB_TOKENS", "204800")  # that notebook 03 trains on: a fifth of what it shows
+os.environ.setdefault("SAE_LAB_TOKENS", "204800")  # that notebooks 03, 05 and 06 train on: a fifth of what they show
 
 import pytest
 import torch
@@ -27,6 +27,8 @@ CORE = [f"sparse.{p.stem}" for p in (HOUSE / "sparse").glob("[a-z]*.py") if p.st
 install_import_hook([f"sae_lab.{name}" for name in (*ROOMS, *CORE, "tiny.make")], "shapecheck.checked")
 
 LONGEST = (
+    "05_splitting_and_geometry.ipynb",
+    "06_same_data_different_seeds.ipynb",
     "04_what_do_latents_mean.ipynb",
     "03_how_good_is_it.ipynb",
     "02_every_variant.ipynb",

@@ -1,11 +1,13 @@
 """Figures of what studies of trained SAEs found."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .look import COLOURS, MORE, TERMS, style
+from .look import COLOURS, MORE, TERMS, esc, style
 
 KINDS = {"split": COLOURS[1], "match": COLOURS[0], "shared": COLOURS[0], "new": COLOURS[2], "no parent": COLOURS[2]}
 
@@ -25,7 +27,10 @@ def consistency(
     }
     lines = {title: line for title, line in lines.items() if len(line[1])}
     figure = make_subplots(1, 1 + len(lines), horizontal_spacing=0.08)
-    figure.add_trace(go.Histogram(x=cosine, nbinsx=60, marker={"color": COLOURS[0]}, showlegend=False), 1, 1)
+    known = cosine[np.isfinite(cosine)]
+    counts, edges = np.histogram(known, np.linspace(known.min(initial=0.0), 1.0, 61))
+    middle, look = (edges[:-1] + edges[1:]) / 2, {"marker": {"color": COLOURS[0]}, "showlegend": False}
+    figure.add_trace(go.Bar(x=middle, y=counts, width=edges[1] - edges[0], **look), 1, 1)
     figure.add_vline(x=floor, line={"dash": "dot"}, row=1, col=1)
     figure.update_xaxes(title_text="cosine of a match", row=1, col=1)
     figure.update_yaxes(title_text="latents", row=1, col=1)
@@ -134,18 +139,23 @@ def treemap(table: pd.DataFrame) -> go.Figure:
 def scatter(table: pd.DataFrame, by: str, title: str) -> go.Figure:
     """Points (columns x, y and what a hover says), coloured by a column: numbers by a scale, names by a colour each."""
     figure, told = go.Figure(), [c for c in ("name", "latent", "concept", "density") if c in table]
-    hover = "<br>".join(f"{c} %{{customdata[{i}]}}" for i, c in enumerate(told)) + "<extra></extra>"
+    table = table.assign(said=[_hover(told, row) for row in table[told].itertuples(index=False)])
     numbers = pd.api.types.is_numeric_dtype(table[by])
     groups = [("", table)] if numbers else list(table.groupby(by, sort=False))
     for i, (name, rows) in enumerate(sorted(groups, key=lambda group: -len(group[1]))):
         colour = {"color": rows[by], "colorscale": "Viridis", "showscale": True, "colorbar": {"title": f"log10 {by}"}}
         plain = "rgba(128,128,128,0.35)" if name == "none" else (*COLOURS, *MORE)[i % 16]
         look = {"size": 4, "opacity": 0.75} | (colour if numbers else {"color": plain})
-        place = {"x": rows["x"], "y": rows["y"], "customdata": rows[told], "hovertemplate": hover}
+        place = {"x": rows["x"], "y": rows["y"], "text": rows["said"], "hoverinfo": "text"}
         figure.add_trace(go.Scattergl(**place, mode="markers", marker=look, name=str(name), showlegend=not numbers))
     figure.update_xaxes(showticklabels=False, title_text=title)
     figure.update_yaxes(showticklabels=False, scaleanchor="x")
     return style(figure, 560)
+
+
+def _hover(names: Sequence[str], row: Sequence) -> str:
+    """What is said of a point: one text a point takes a third of the room of several numbers."""
+    return "<br>".join(f"{name} {esc(f'{of:.3g}' if isinstance(of, float) else of)}" for name, of in zip(names, row))
 
 
 def cosines(curves: pd.DataFrame) -> go.Figure:
