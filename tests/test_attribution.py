@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from small import identity, small_llama
@@ -60,6 +61,8 @@ def test_on_a_linear_model_gradients_and_ablations_agree_and_add_up(linear, sae)
 def test_on_a_model_that_is_not_linear_they_do_not_agree(lm, sae):
     found = sl.attribute(sae, lm, PROMPT, (" was", " is"))
     assert abs(found.completeness - 1) > 0.02
+    total = found.table.iloc[-1]
+    assert found.completeness * total.ablation == pytest.approx(total.gradient_x_activation)
     assert not torch.allclose(*(torch.tensor(found.table[c].tolist()) for c in ("gradient_x_activation", "ablation")))
 
 
@@ -110,6 +113,12 @@ def test_rows_say_which_token_and_the_largest_come_first(lm, sae):
     found = sl.attribute(sae, lm, PROMPT, (" was", " is"), top=12)
     rows = found.table[:12]
     assert rows.gradient_x_activation.abs().is_monotonic_decreasing
+    ids, _ = lm.encode(PROMPT)
+    pair = tuple(lm.tokenizer(w, add_special_tokens=False).input_ids[0] for w in (" was", " is"))
+    z = sae.encode(lm.read(ids, "L1R")["L1R"][0, 1:]).dense()
+    every = (z * (lm.gradients(ids, "L1R", of=pair)[0, 1:] @ sae.W_dec.T)).detach().flatten().numpy()
+    largest = every[np.argsort(-np.abs(every))[:12]]
+    assert rows.gradient_x_activation.tolist() == pytest.approx(largest.tolist(), rel=1e-3) and largest.min() < 0
     words = [
         "",
         *(
@@ -121,7 +130,11 @@ def test_rows_say_which_token_and_the_largest_come_first(lm, sae):
     assert rows.position.min() > 0  # nothing is read at BOS
     assert found.latents.latent.is_unique
     assert found.latents.gradient_x_activation.sum() == pytest.approx(rows.gradient_x_activation.sum())
-    assert len(found.figure.data) == 2
+    many = sl.attribute(sae, lm, PROMPT, (" was", " is"), top=60)
+    assert len(many.latents) < 50 and many.latents.latent.is_unique  # the same latents at several places
+    assert many.latents.ablation.sum() == pytest.approx(many.table.ablation[:60].sum())
+    assert found.latents.gradient_x_activation.abs().is_monotonic_decreasing
+    assert {len(trace.x) for trace in found.figure.data} == {15} and len(found.figure.data) == 2  # all but the total
     assert "logit of ' was' less ' is'" in repr(found)
     assert json.loads(json.dumps(found.to_json()))["table"][-1]["node"] == "total"
 

@@ -1,8 +1,11 @@
 """Explanations: windows against the text, rules against what was planted, scores against closed forms, and a judge that
 answers from the world's labels behind a server on this machine."""
 
+import copy
 import json
+import math
 import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +18,28 @@ from sklearn.metrics import roc_auc_score
 from small import identity, small_llama
 
 import sae_lab as sl
-from sae_lab.explanation import SCORERS, Endpoint, Explanation, Local, Rule, Unanswered, examples, speakers
-from sae_lab.explanation.examples import Sampler, read
-from sae_lab.explanation.intervening import strength_of
-from sae_lab.explanation.judges import Asking, Ruled
+from sae_lab.explanation import (
+    SCORERS,
+    Endpoint,
+    Explained,
+    Explanation,
+    Explanations,
+    Local,
+    Rule,
+    Unanswered,
+    examples,
+    speakers,
+    verb,
+)
+from sae_lab.explanation.examples import Example, Sampler, read
+from sae_lab.explanation.intervening import BEHIND, _fit, strength_of
+from sae_lab.explanation.judges import Asking, Ruled, _numbers
 from sae_lab.explanation.rules import label_rule, token_rule
-from sae_lab.explanation.scorers import area, correlation
-from sae_lab.explanation.trials import Tools, Trial
+from sae_lab.explanation.scorers import _told, area, correlation
+from sae_lab.explanation.trials import Letters, Tools, Trial
 from sae_lab.models import Edit
 from sae_lab.reading import held_out, walk
+from sae_lab.runs import lines
 
 SITE = sl.Site("L1R")
 ALL = 10**6  # of each kind of window
@@ -37,7 +53,11 @@ def lm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sae():
-    return identity(over=1.0, silent=[7, 9])
+    """Some latents never fire, others ever more seldom."""
+    made = identity(over=50.0, silent=[7, 9])
+    with torch.no_grad():
+        made.b_enc[32:] = -torch.linspace(60, 130, 32)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +138,25 @@ def test_windows_are_the_kept_text_in_order_and_activations_are_the_saes(lm, sae
     same = reading.before[1:][reading.before[1:] < lm.vocab] == reading.ids[:-1][reading.before[1:] < lm.vocab]
     assert same.all()
     begins = np.flatnonzero(reading.before == lm.vocab)
-    assert set(begins.tolist()) <= set(reading.first.tolist())
+    behind = page.block.ids.roll(1, 1) == lm.tokenizer.bos_token_id
+    assert begins[begins < n].tolist() == behind[page.keep].nonzero()[:, 0].tolist() and len(begins[begins < n]) > 20
+    assert set(begins.tolist()) <= set(reading.first.tolist()) and len(begins) < reading.windows / 2
     assert (reading.bags.toarray().sum(1) == np.diff(reading.first)).all()
+
+
+def test_a_letter_of_several_tokens_is_in_the_text_once(lm, sae):
+    told = [f"On day {i} the \U0001f98a and the \u9db4 sat by the river \U0001f9a2\U0001f9a2." for i in range(60)]
+    reading, whole = read(sae, lm, SITE, held_out(lm, told, "all", 0, context=128), 900, 16), {}
+    for doc, text in zip(reading.doc.tolist(), reading.texts):
+        whole[doc] = whole.get(doc, "") + text
+    assert len(whole) > 5 and set(whole.values()) <= set(told)
+
+
+def test_labels_are_on_the_tokens_that_carry_them_and_imply_those_above(held):
+    digit = on_labels(held, "form.digit")
+    assert digit.sum() > 50 and all(held.words[i].strip()[-1:].isdigit() for i in np.flatnonzero(digit))
+    under = [on_labels(held, name) for name in held.names if name.startswith(f"{CONCEPT}.")]
+    assert on_labels(held).sum() > 50 and (on_labels(held) == np.any(under, 0)).all()
 
 
 def test_a_sample_has_every_quantile_and_negatives_are_silent_where_a_neighbour_is_not(held):
@@ -138,6 +175,26 @@ def test_a_sample_has_every_quantile_and_negatives_are_silent_where_a_neighbour_
     assert len(sample.hard) and all(reading.highest(1)[e.window] > 0 for e in sample.hard)
     assert sample.rate == pytest.approx((highest > 0)[reading.long].mean())
     assert min(len(e.words) for e in (*sample.active, *sample.silent)) >= examples.SHORTEST
+    kinds = (sample.active, sample.silent, sample.hard)
+    assert all(len({e.window for e in some}) == len(some) for some in kinds)  # none twice
+    again, other = (Sampler(torch.eye(3, 8), reading, 50, seed)(0) for seed in (0, 1))
+    drawn = [[e.window for e in s.silent] for s in (sample, again, other)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    every = Sampler(torch.eye(3, 8), reading, ALL, 0)(0)
+    assert len(every.active) + len(every.silent) == (np.diff(reading.first) >= 5).sum()
+
+
+def test_neighbours_are_the_five_that_fire_with_it_most_and_the_five_of_the_nearest_directions(held):
+    """Of latent 0: 1 to 5 fire with it, 6 too but everywhere else as well; 7 to 12 ever less point its way; 13 is none.
+    Where each fires alone is every twentieth window."""
+    part, rng = np.arange(held.windows) % 20, np.random.default_rng(0)
+    fires = [part == 0, *((part == i) | (part == 0) & (rng.random(len(part)) < 1 - i / 10) for i in range(1, 6))]
+    fires += [np.isin(part, [0, 6, *range(14, 20)]), *(part == i for i in range(7, 14))]
+    begins, W = np.zeros(len(held.ids)), torch.eye(14, 16)
+    begins[held.first[:-1]], W[7:13, 0] = 1, torch.linspace(0.9, 0.4, 6)
+    sample = Sampler(W, planted(held, *(begins * on[held.window] for on in fires)), ALL, 0)(0)
+    beside = np.isin(part, [*range(1, 6), *range(7, 12)]) & held.long
+    assert sorted(e.window for e in sample.hard) == np.flatnonzero(beside).tolist()
 
 
 def test_marks_go_around_stretches_of_what_fires_at_three_tenths_of_the_highest(held):
@@ -147,6 +204,8 @@ def test_marks_go_around_stretches_of_what_fires_at_three_tenths_of_the_highest(
     w = held.words
     assert example.marked().startswith(f"{w[0]}<<{w[1]}{w[2]}>>{w[3]}{w[4]}<<{w[5]}>>")
     assert example.marked(np.zeros(len(example.words), bool)) == example.text == held.texts[0]
+    assert Example(example.reading, 1, 0).marked() == held.texts[1]
+    assert example.reading.highest(0)[:2].tolist() == [1, 0]
 
 
 # --- rules
@@ -170,6 +229,24 @@ def test_what_follows_a_token_is_a_rule_too(readings):
     found = token_rule(planted(learnt, 4.0 * (learnt.before == often)), 0)
     assert found.rule == Rule("after", {int(often): 4.0}) and "what follows the token" in found.text
     assert (found.rule.on(learnt) == 4.0 * (learnt.before == often)).all()
+    assert repr(learnt.words[int((learnt.ids == often).argmax())]) in found.text
+    begins = 1.0 * (learnt.before == learnt.vocab)
+    assert learnt.vocab not in token_rule(planted(learnt, begins), 0).rule.value  # nothing that anyone could read
+
+
+def test_a_rule_leaves_out_what_it_would_name_wrongly_and_what_is_rare_and_predicts_means(readings):
+    learnt = readings[0]
+    ids, counts = np.unique(learnt.ids, return_counts=True)
+    usual, one, rare = (int(ids[np.abs(counts - n).argmin()]) for n in (counts.max(), counts.max() / 5, 3))
+    fires = 1.0 * (learnt.ids == rare)
+    fires[np.flatnonzero(learnt.ids == usual)[::5]] = 1  # more firings than `one` has, of a fifth of its places
+    places = np.flatnonzero(learnt.ids == one)
+    fires[places[np.arange(len(places)) % 4 > 0]] = 4
+    assert (
+        (fires[learnt.ids == usual] > 0).sum() > (fires[places] > 0).sum() > 20 * (fires[learnt.ids == rare] > 0).sum()
+    )
+    found = token_rule(planted(learnt, fires), 0).rule
+    assert found.of == "token" and found.value == {one: pytest.approx(fires[places].mean())}
 
 
 def test_a_rule_has_few_tokens_and_none_that_fired_by_accident(readings):
@@ -179,12 +256,19 @@ def test_a_rule_has_few_tokens_and_none_that_fired_by_accident(readings):
     keys = learnt.ids if rule.of == "token" else learnt.before
     assert 1 <= len(rule.value) <= 10 and all((noise[keys == i] > 0).sum() >= 3 for i in rule.value)
     assert token_rule(planted(learnt, np.zeros(len(noise))), 0).rule.value == {}
+    ids, counts = np.unique(learnt.ids, return_counts=True)
+    many, often = ids[(counts >= 3) & (counts <= 6)][:60], np.bincount(learnt.ids).argmax()
+    fires = 1.0 * (np.isin(learnt.ids, many) | (learnt.before == often))
+    assert token_rule(planted(learnt, fires), 0).rule == Rule("after", {int(often): 1.0})  # ten of the many name less
 
 
 def test_a_label_rule_names_the_label_that_was_planted(readings):
     fires = 2.0 * on_labels(readings[0])
     found = label_rule(planted(readings[0], fires), 0)
     assert (found.text, found.by) == (CONCEPT, "label") and np.abs(found.rule.on(readings[0]) - fires).max() < 1e-9
+    half = fires * (np.arange(len(fires)) % 2)
+    value = label_rule(planted(readings[0], half), 0).rule.value
+    assert value == {readings[0].names.index(CONCEPT): pytest.approx(half[fires > 0].mean())}
     with pytest.raises(ValueError, match="no labels to explain by"):
         label_rule(replace(readings[0], labels=None), 0)
     with pytest.raises(ValueError, match="unlabelled text"):
@@ -204,6 +288,15 @@ def test_areas_and_correlations_are_those_of_scipy_and_sklearn():
     assert correlation(a, b) == pytest.approx(pearsonr(a, b)[0])
     assert correlation(np.ones(50), b) == 0 and np.isnan(correlation(a, np.ones(50)))
     assert correlation(np.append(a, np.nan), np.append(b, 9)) == pytest.approx(correlation(a, b))
+
+
+def test_what_a_judge_said_is_counted_by_kind_of_text_and_weighed_by_how_many_there_are():
+    """One of four active texts is found and one has no answer; of silent texts half are called, of hard ones all."""
+    found = _told("x", [np.array([0.9, 0.5, np.nan, 0.1]), np.array([0.8, 0.2]), np.array([1.0])], 0.1)
+    assert found["x"] == pytest.approx((1 / 3 + 1 / 2) / 2) and found["x, hard"] == pytest.approx((1 / 3 + 0) / 2)
+    assert found["x, recall"] == pytest.approx(1 / 3) and found["x, answered"] == pytest.approx(6 / 7)
+    assert found["x, precision"] == pytest.approx(0.1 / 3 / (0.1 / 3 + 0.9 / 2))
+    assert found["x, area"] == pytest.approx((2 + 1 + 0) / 6)
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +334,8 @@ def test_a_judge_that_knows_the_labels_meets_every_closed_form(lm, readings, hal
     both, a, b, n = (z * true)[long].sum(), z[long].sum(), true[long].sum(), long.sum()
     phi = (n * both - a * b) / np.sqrt(a * b * (n - a) * (n - b))
     assert found["simulation"] == pytest.approx(phi, abs=0.01)
+    on = np.concatenate([np.arange(e.span.start, e.span.stop) for e in trial.sample.active])
+    assert found["simulation of active texts"] == pytest.approx(pearsonr(z[on], true[on])[0])
 
 
 def test_an_oracle_scores_one_and_what_has_nothing_to_do_with_it_a_half(lm, readings, held):
@@ -277,6 +372,45 @@ def test_a_rule_judges_as_the_labels_do(lm, readings, half_true):
         SCORERS["detection"](replace(trial, explanation=Explanation(0, "food", "given")))
 
 
+class Watching:
+    """A judge that remembers what it was shown, and says yes to all."""
+
+    name = "watching"
+
+    def __init__(self):
+        self.marks = []
+
+    def detect(self, explanation, examples):
+        return np.ones(len(examples))
+
+    def fuzz(self, explanation, examples, marks):
+        self.marks.append(list(marks))
+        return np.ones(len(examples))
+
+    def simulate(self, explanation, examples):
+        return [np.ones(len(e.words)) for e in examples]
+
+
+def test_as_many_tokens_are_marked_where_none_fires_each_time_others(lm, readings, held):
+    place = np.arange(len(held.ids)) - held.first[held.window]
+    reading, judge = planted(held, 1.0 * ((held.window % 3 == 0) & (place % 4 == 0))), Watching()
+    trial = trial_of(lm, readings[0], reading, Explanation(0, "it", "given"), judge, 40)
+    SCORERS["fuzzing"](trial)
+    active, silent, _ = judge.marks
+    assert all((on == e.fires).all() for on, e in zip(active, trial.sample.active))
+    often = round(np.mean([on.sum() for on in active]))
+    assert often > 3 and {min(often, len(on)) - on.sum() for on in silent} == {0}
+    assert len({tuple(np.flatnonzero(on)) for on in silent}) > 30
+
+
+def test_a_rule_takes_marks_by_the_share_that_it_names(held):
+    example, on = Example(planted(held, np.zeros(len(held.ids))), 0, 0), np.zeros(held.first[1], bool)
+    named, other = 0, int((held.ids[: len(on)] != held.ids[0]).argmax())
+    rule = Explanation(0, "it", "rule", Rule("token", {int(held.ids[0]): 1.0}))
+    on[[named, other]] = True
+    assert Ruled().fuzz(rule, [example], [on]).tolist() == [0.5]
+
+
 def test_hard_negatives_fool_an_explanation_that_is_too_wide(lm, readings, held):
     food, there = on_labels(held), held.names.index(CONCEPT)
     some = np.where(held.window % 2 == 0, food, 0)  # half of the concept; the other half is a neighbour's
@@ -288,8 +422,10 @@ def test_hard_negatives_fool_an_explanation_that_is_too_wide(lm, readings, held)
 
 def test_the_tokens_of_a_window_tell_a_latent_of_a_token_and_not_one_of_chance(lm, readings):
     ids, counts = np.unique(readings[0].ids, return_counts=True)
-    one, rng = ids[np.argsort(-counts)[12]], np.random.default_rng(0)
-    learnt, held = (planted(r, 1.0 * (r.ids == one), 1.0 * (rng.random(len(r.ids)) < 0.05)) for r in readings)
+    (one, two), rng = ids[np.argsort(-counts)[[12, 20]]], np.random.default_rng(0)
+    learnt, held = (
+        planted(r, 1.0 * (r.ids == one) + 9.0 * (r.ids == two), 1.0 * (rng.random(len(r.ids)) < 0.05)) for r in readings
+    )
     rule = token_rule(learnt, 0)
     trial = trial_of(lm, learnt, held, rule, Ruled(), 60)
     assert SCORERS["logistic"](trial)["logistic"] > 0.99
@@ -304,13 +440,15 @@ def test_embedding_is_the_area_of_any_embedders_cosines(lm, readings, held):
         def encode(self, texts):
             return torch.tensor([[1.0, t.count("food") + t.count("e") / 50, len(t) / 100] for t in texts])
 
-    reading = planted(held, on_labels(held))
+    reading = planted(held, on_labels(held), 1.0 * (held.window % 5 == 0))
     trial = trial_of(lm, readings[0], reading, Explanation(0, "food", "given"), Ruled(), 40, embedder=Counts())
     s, by = trial.sample, Counts()
-    rows = torch.nn.functional.normalize(by.encode([e.text for e in (*s.active, *s.silent)]))
-    cosines = (rows @ torch.nn.functional.normalize(by.encode(["food"])).T)[:, 0].numpy()
-    truth = np.repeat([1, 0], [len(s.active), len(s.silent)])
-    assert SCORERS["embedding"](trial)["embedding"] == pytest.approx(roc_auc_score(truth, cosines), abs=1e-6)
+    found, said = SCORERS["embedding"](trial), torch.nn.functional.normalize(by.encode(["food"]))
+    for name, others in (("embedding", s.silent), ("embedding, hard", s.hard)):
+        rows = torch.nn.functional.normalize(by.encode([e.text for e in (*s.active, *others)]))
+        truth = np.repeat([1, 0], [len(s.active), len(others)])
+        assert found[name] == pytest.approx(roc_auc_score(truth, (rows @ said.T)[:, 0].numpy()), abs=1e-6)
+    assert found["embedding"] != found["embedding, hard"]
 
 
 def test_the_intruder_is_found_by_whoever_sees_it_and_by_chance_else(lm, readings, held):
@@ -326,7 +464,13 @@ def test_the_intruder_is_found_by_whoever_sees_it_and_by_chance_else(lm, reading
     for answer, least, most in ((sees, 1, 1), (lambda body: "1", 0.0, 0.5)):
         with serving(answer) as server:
             trial = trial_of(lm, readings[0], reading, explanation, Asking(Endpoint(server.url, "m")), 40)
-            assert least <= SCORERS["intruder"](trial)["intruder"] <= most
+            found = SCORERS["intruder"](trial)
+        assert least <= found["intruder"] <= most and found["intruder, answered"] == 1
+        texts = [re.split(r"\n\d\. ", "\n" + b["messages"][1]["content"])[1:] for b, _ in server.asked]
+        assert len(texts) == 20 and all(len(five) == 5 and "<<" in text for five in texts for text in five)
+    with serving(lambda body: "who knows") as server:
+        none = replace(trial, tools=replace(trial.tools, judge=Asking(Endpoint(server.url, "m"))))
+        assert str(SCORERS["intruder"](none)) == "{'intruder': nan, 'intruder, answered': 0.0}"
     alone = replace(trial.tools, judge=Ruled(), own=Food(judge))
     assert SCORERS["intruder"](replace(trial, tools=alone))["intruder"] == 1
 
@@ -342,7 +486,7 @@ class Food:
 
 
 def test_surprisal_is_the_gain_in_cross_entropy_behind_the_explanation(lm, readings, held):
-    reading = planted(held, on_labels(held))
+    reading = planted(held, on_labels(held), 1.0 * (held.window % 5 == 0))
     trial = trial_of(lm, readings[0], reading, Explanation(0, "food", "given"), Ruled(), 8)
 
     def loss(prefix, example):
@@ -350,9 +494,10 @@ def test_surprisal_is_the_gain_in_cross_entropy_behind_the_explanation(lm, readi
         return -lm.logits(ids)[0].log_softmax(-1)[:-1].gather(1, ids[0, 1:, None])[-len(example.words) :].mean().item()
 
     pair = ("This text has food in it:\n", "This text has something in it:\n")
-    gains = [[loss(pair[1], e) - loss(pair[0], e) for e in some] for some in (trial.sample.active, trial.sample.silent)]
-    found = SCORERS["surprisal"](trial)["surprisal"]
-    assert found == pytest.approx(area(*map(np.array, gains)), abs=0.05)
+    s, found = trial.sample, SCORERS["surprisal"](trial)
+    gains = [np.array([loss(pair[1], e) - loss(pair[0], e) for e in some]) for some in (s.active, s.silent, s.hard)]
+    assert found["surprisal"] == pytest.approx(area(gains[0], gains[1]))
+    assert found["surprisal, hard"] == pytest.approx(area(gains[0], gains[2]))
 
 
 def test_steering_moves_predictions_by_half_a_nat_and_a_direction_that_writes_a_token_is_found_to(lm, readings, held):
@@ -363,9 +508,9 @@ def test_steering_moves_predictions_by_half_a_nat_and_a_direction_that_writes_a_
     ids, mask = lm.encode(prompts)
     found = lm.splice(ids, SITE, lambda x: x + strength * row, mask=mask)
     assert found.kl[found.counts].mean().item() == pytest.approx(0.5, abs=0.05)
-    reading = planted(held, 1.0 * (held.ids == token))
-    rule = Explanation(0, "it", "rule", Rule("token", {token: 1.0}))
-    trial = trial_of(lm, readings[0], reading, rule, Ruled(), directions=row[None])
+    reading = planted(held, np.zeros(len(held.ids)), 1.0 * (held.ids == token))
+    rule = Explanation(1, "it", "rule", Rule("token", {token: 1.0}))
+    trial = trial_of(lm, readings[0], reading, rule, Ruled(), directions=torch.stack([row.roll(1), row]))
     written = SCORERS["intervention"](trial)
     texts = lm.generate(
         ["".join(e.words[: len(e.words) // 2 + 1]) for e in trial.sample.silent[:8]],
@@ -374,11 +519,28 @@ def test_steering_moves_predictions_by_half_a_nat_and_a_direction_that_writes_a_
     ).texts
     share = [np.mean(np.array(lm.tokenizer(t, add_special_tokens=False)["input_ids"]) == token) for t in texts]
     assert written["intervention"] == pytest.approx(np.mean(share[1::2]) - np.mean(share[::2]))
-    words = replace(trial, explanation=Explanation(0, "the end", "given"))
+    words = replace(trial, explanation=Explanation(1, "the end", "given"))
     with pytest.raises(ValueError, match="rule of tokens, or judge=Local"):
         SCORERS["intervention"](words)
-    by_words = SCORERS["intervention"](replace(words, tools=replace(words.tools, judge=Asking(Local(lm)))))
-    assert np.isfinite(by_words["intervention"])
+    by_words = replace(words, tools=replace(words.tools, judge=Asking(Local(lm))))
+    told = SCORERS["intervention"](by_words)
+    assert told["intervention"] + told["intervention, untouched"] == pytest.approx(_fit(by_words, texts[1::2]))
+
+
+def test_an_explanation_fits_texts_by_the_tokens_that_it_names_or_by_how_likely_its_words_are_behind_them(lm, held):
+    text, ids = held.texts[0], lm.tokenizer(held.texts[0], add_special_tokens=False)["input_ids"]
+    reading = planted(held, np.zeros(len(held.ids)))
+    for of, looked in (("token", ids), ("after", ids[:-1])):  # behind the last token nothing was written
+        trial = trial_of(lm, reading, reading, Explanation(0, "it", "rule", Rule(of, {ids[-1]: 1.0})), Ruled(), 1)
+        assert _fit(trial, [text, ""]) == pytest.approx(np.mean(np.array(looked) == ids[-1]) / 2)
+    trial = trial_of(lm, reading, reading, Explanation(0, "the end of it", "given"), Asking(Local(lm)), 1)
+    before, said = (
+        lm.encode(BEHIND.format(text))[0][0],
+        lm.tokenizer("the end of it", add_special_tokens=False)["input_ids"],
+    )
+    whole = torch.cat([before, torch.tensor(said)])
+    logp = lm.logits(whole[None])[0].log_softmax(-1)[:-1].gather(1, whole[1:, None])[len(before) - 1 :]
+    assert len(logp) >= 2 and _fit(trial, [text]) == pytest.approx(logp.mean().item(), rel=1e-4)
 
 
 # --- language models
@@ -386,26 +548,58 @@ def test_steering_moves_predictions_by_half_a_nat_and_a_direction_that_writes_a_
 
 @pytest.fixture
 def at_once(monkeypatch):
-    monkeypatch.setattr(speakers, "RETRIES", (0.0, 0.0))
+    monkeypatch.setattr(speakers, "RETRIES", (0.0, 0.0, 0.0))
 
 
 def test_an_explainer_is_shown_marked_texts_and_texts_it_is_silent_on(lm, held):
-    reading = planted(held, 3.0 * on_labels(held), np.zeros(len(held.ids)))
+    odd = held.window % 2
+    reading = planted(held, np.where(odd, 3.0, 1.4) * on_labels(held), 1.0 * (held.window % 3 == 0))
+    sample = Sampler(torch.eye(2, 8), reading, 50, 0)(0)
     with serving(lambda body: " names of\n food ") as server:
-        said = Asking(Endpoint(server.url, "m"))(reading, 0, Sampler(torch.eye(2, 8), reading, 50, 0)(0))
+        said = Asking(Endpoint(server.url, "m"))(reading, 0, sample)
     (body, _), *more = server.asked
     assert said == Explanation(0, "names of food", f"m at {server.url.split(chr(47))[2]}") and not more
     shown, silent = body["messages"][1]["content"].split("Silent:")
-    assert shown.count(">>(10)") >= 15 and "<<" not in silent and body["temperature"] == 0
+    assert shown.count("<<") >= 15 and set(re.findall(r">>\((\d+)\)", shown)) == {"10", "5"}  # strong ones and weak
+    assert all(f". {e.text}" in silent for e in sample.hard[:5]) and "<<" not in silent and body["temperature"] == 0
+
+
+def test_an_answer_without_enough_numbers_leaves_the_rest_open():
+    np.testing.assert_array_equal(_numbers("[1, 2.5]", 4), [1, 2.5, np.nan, np.nan])
+    np.testing.assert_array_equal(_numbers("3 and 4 and 5", 2), [3, 4])
+
+
+def test_where_one_question_goes_unanswered_the_rest_is_not_asked(held):
+    class Tired:
+        name, at_once, asked = "tired", 1, 0
+
+        def say(self, system, user, tokens):
+            return ""
+
+        def weigh(self, system, user, answers):
+            self.asked += 1
+            if self.asked == 1:
+                raise Unanswered("nobody there")
+            time.sleep(0.02)
+            return [0.0, 1.0]
+
+    one, example = Tired(), Example(planted(held, np.zeros(len(held.ids))), 0, 0)
+    with pytest.raises(Unanswered):
+        Asking(one).detect(Explanation(0, "it", "given"), [example] * 50)
+    assert one.asked < 25
 
 
 def test_an_endpoint_is_asked_again_and_says_what_is_wrong(at_once, monkeypatch):
-    answers = iter([503, b"no json", "1"])
+    answers = iter([503, 429, b"no json", "1"])
     with serving(lambda body: next(answers), logprobs=False) as server:
         monkeypatch.setenv("MY_KEY", "secret-123")
         one = Endpoint(server.url, "m", key="MY_KEY")
-        assert one.weigh("s", "u", ("0", "1")) == [0.0, 1.0] and len(server.asked) == 3
+        assert one.weigh("s", "u", ("0", "1")) == [0.0, 1.0] and len(server.asked) == 4
         assert server.asked[0][1] == "Bearer secret-123" and "secret" not in repr(one) + one.name
+    with serving(lambda body: 503) as server:
+        with pytest.raises(Unanswered, match="503"):
+            Endpoint(server.url, "m").say("s", "u", 5)
+        assert len(server.asked) == 4
     with serving(lambda body: 401) as server:
         with pytest.raises(Unanswered, match=r"401.*OPENAI_API_KEY") as error:
             Endpoint(server.url, "m").say("s", "u", 5)
@@ -419,14 +613,22 @@ def test_an_endpoint_is_asked_again_and_says_what_is_wrong(at_once, monkeypatch)
             Endpoint(wrong, "m")
 
 
+def test_an_answer_weighs_what_all_its_spellings_do_among_the_answers_asked_for():
+    top = [{"token": t, "logprob": math.log(p)} for t, p in (("1", 0.4), (" 1", 0.2), ("0", 0.2), ("yes", 0.2))]
+    choice = {"message": {"content": "1"}, "logprobs": {"content": [{"top_logprobs": top}]}}
+    with serving(lambda body: json.dumps({"choices": [choice]}).encode()) as server:
+        assert Endpoint(server.url, "m").weigh("s", "u", ("0", "1")) == pytest.approx([0.25, 0.75])
+
+
 def test_a_local_model_weighs_and_says(lm):
     one = Local(lm)
     p = one.weigh("Be brief.", "Is it?", ("0", "1"))
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it?"}]
-    ids = lm.encode(lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))[0]
+    prompt = lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = lm.encode(prompt)[0]
     two = [lm.tokenizer(a, add_special_tokens=False)["input_ids"][-1] for a in ("0", "1")]
     assert p == pytest.approx(lm.logits(ids)[0, -1, two].softmax(-1).tolist()) and sum(p) == pytest.approx(1)
-    assert isinstance(one.say("Be brief.", "Is it?", 4), str)
+    assert one.say("Be brief.", "Is it?", 4) == lm.generate(prompt, max_new_tokens=4).text
 
 
 # --- the verb
@@ -448,13 +650,18 @@ def test_latents_are_explained_and_scored_and_rare_ones_are_refused_by_name(lm, 
     assert len(found) + len(found.refused) == sae.cfg.d_sae and found.scorers == [
         "detection", "fuzzing", "simulation", "embedding", "logistic",
     ]  # fmt: skip
+    fires = np.array([[((r.highest(i) > 0) & r.long).sum() for i in range(64)] for r in found.readings])
+    often = fires >= 10
+    assert list(found) == np.flatnonzero(often.all(0)).tolist() and (often.any(0) & ~often.all(0)).any()
+    assert all(e.windows == tuple(fires[:, n]) for n, e in found.items())
     assert found.table.latent.tolist() == found.table.sort_values("detection", ascending=False).latent.tolist()
     latent = next(iter(found))
     assert found[latent].sample.active[0].reading is found.readings[1]
     assert json.loads(json.dumps(found.to_json()))["about"]["judge"] == "rule"
     assert f"latent {latent}" in repr(found[latent]) and len(found.figure.data) == 6
-    e = found.mean("detection")
-    assert e.value == pytest.approx(np.nanmean([x.scores["detection"] for x in found.values()])) and e.low <= e.high
+    e, told = found.mean("detection"), np.array([x.scores["detection"] for x in found.values()])
+    assert np.isfinite(told).all() and e.value == pytest.approx(told.mean())
+    assert (e.high - e.low) / 2 == pytest.approx(1.96 * told.std() / len(told) ** 0.5, rel=0.15)
     with pytest.raises(KeyError, match="No number 'recal'"):
         found.mean("recal")
     none = sl.explain(sae, lm, [7, 9], **ASKED)
@@ -462,6 +669,78 @@ def test_latents_are_explained_and_scored_and_rare_ones_are_refused_by_name(lm, 
     with pytest.raises(KeyError, match="fires in"):
         none[7]
     assert "2 were not explained" in repr(none)
+
+
+def test_a_number_that_is_missing_is_left_out_of_means_and_read_back_as_missing():
+    made = [Explained(Explanation(i, "it", "me"), {"detection": x}, (10, 10)) for i, x in enumerate((0.5, np.nan, 1.0))]
+    found = Explanations(dict(enumerate(made)), {}, {})
+    assert found.mean("detection").value == 0.75
+    assert np.isnan(Explained.from_json(json.loads(json.dumps(made[1].to_json()))).scores["detection"])
+
+
+def test_latents_are_explained_on_the_validation_split_and_judged_on_the_test_split(lm, sae):
+    shown = {}
+
+    def explainer(reading, latent, sample):
+        shown[latent] = reading, sample
+        return token_rule(reading, latent)
+
+    found = sl.explain(sae, lm, [0, 3], explainer=explainer, **ASKED | {"scorers": ["simulation"]})
+    learnt, held = found.readings
+    for reading, split in ((learnt, "validation"), (held, "test")):
+        page = next(walk(lm, held_out(lm, "world", split, 0, context=128), [SITE], 1, sae))
+        assert reading.ids[:100].tolist() == page.block.ids[page.keep][:100].tolist()
+    for latent, (reading, sample) in shown.items():
+        assert reading is learnt and {e.reading is learnt for e in (*sample.active, *sample.silent)} == {True}
+        assert {e.reading is held for e in (*found[latent].sample.active, *found[latent].sample.silent)} == {True}
+
+
+@pytest.fixture
+def filed(lm, trained, held, monkeypatch):
+    """The file that what `explain` finds would be kept in; None for none."""
+    kept = []
+
+    def all_of(work, latents):
+        kept.append(work.kept and work.kept._path)
+        return Explanations({}, {}, work.about)
+
+    monkeypatch.setattr(verb, "read", lambda *a: held)
+    monkeypatch.setattr(verb._Work, "all", all_of)
+
+    def file(by=lm, **more):
+        sl.explain(trained, by, **ASKED | more)
+        return kept[-1]
+
+    return file
+
+
+TOLD = [f"The cat {i} sat on the mat and it was glad of it all day long." for i in range(100)]
+
+
+def test_results_are_kept_apart_by_all_that_they_depend_on(filed, lm, monkeypatch):
+    one, other = (Endpoint("http://127.0.0.1:9/v1", name) for name in ("one", "other"))
+    named, words = copy.copy(lm), {"scorers": ["logistic"]}
+    named.name = "another"
+    asked = [{}, {"tokens": 5000}, {"n": 11}, {"width": 16}, {"seed": 1}, {"scorers": ["detection"]}, {"by": named}]
+    asked += [{"explainer": "label"}, {"explainer": one}, {"judge": one}, {"judge": other}, {"site": "L1A"}]
+    asked += [
+        {"text": TOLD},
+        {"text": TOLD[1:]},
+        {"context": 64},
+        {"where": "language.french"},
+        {"where": "topic.pets"},
+    ]
+    asked += [{"text": "some/one"}, {"text": "some/other"}, {"text": "some/other", "column": "answer"}]  # not read yet
+    asked += [words | {"explainer": {0: "a"}}, words | {"explainer": {0: "b"}}, words | {"explainer": {1: "a"}}]
+    files = [filed(**more) for more in asked]
+    assert None not in files and len(set(files)) == len(files) and filed() == files[0]
+    monkeypatch.setattr(lines, "weights_of", lambda run: "other")
+    assert filed() not in files
+
+
+def test_what_no_name_says_all_of_is_not_kept(filed):
+    told = ({"embedder": Letters(TOLD)}, {"judge": Watching()}, {"explainer": token_rule}, {"text": lambda: iter(TOLD)})
+    assert [filed(**more) for more in (*told, {"where": lambda text: text.language == "fr"})] == [None] * 5
 
 
 def test_what_was_finished_is_kept_and_not_asked_again(lm, trained, at_once):
@@ -486,6 +765,9 @@ def test_what_was_finished_is_kept_and_not_asked_again(lm, trained, at_once):
         before = len(server.asked)
         again = sl.explain(sl.Run(trained), lm, explainer=one, **asked)
         assert len(server.asked) == before and again.to_json() == whole.to_json()
+        for n in again:  # and shown as it was
+            drawn = [[(x.reading is f.readings[1], x.window) for x in f[n].sample.active] for f in (again, whole)]
+            assert drawn[0] == drawn[1]
         sl.explain(trained, lm, list(whole)[:1], explainer=one, **asked | {"seed": 1})
         assert len(server.asked) > before  # other settings, other results
     assert len(list((trained / "explanations").glob("*.jsonl"))) == 2

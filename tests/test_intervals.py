@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from sae_lab.intervals import DocSums, Estimate, draws, interval
+from sae_lab.intervals import DocSums, Estimate, draws, interval, rank_correlation
 
 
 def ratio(s):
@@ -53,6 +54,29 @@ def test_a_share_has_wilsons_interval():
     assert Estimate.share(0, 64).low == 0
     with pytest.raises(ValueError, match="at least one"):
         Estimate.share(0, 0)
+
+
+def test_a_mean_has_students_interval_and_its_jackknife_is_the_same():
+    values = np.array([1.0, 2.0, 4.0, 4.5])
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    e, without = Estimate.mean(values.tolist()), [np.delete(values, i).mean().item() for i in range(4)]
+    assert (e.low, e.high) == pytest.approx((low, high))
+    assert (Estimate.jackknife(float(values.mean()), without).low, e.value) == pytest.approx((low, values.mean()))
+    assert np.isnan([Estimate.mean([1.0]).low, Estimate.jackknife(1.0, [1.0, 2.0]).low]).all()
+
+
+def test_a_partial_rank_correlation_is_one_of_what_is_left_of_both():
+    """y is x in other units but for a third number, which has most of the variance and of which y has the opposite."""
+    rng = np.random.default_rng(0)
+    own, common = rng.normal(size=(2, 400))
+    x, y = own + 3 * common, own - 3 * common
+    alone, beyond = rank_correlation(x, y), rank_correlation(x, y, common)
+    assert alone.value < -0.7 and 0.6 < beyond.value < 1
+    ranks = [stats.rankdata(v) for v in (x, y, common)]
+    a, b = (r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2])
+    assert beyond.value == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert 0.005 < (beyond.high - beyond.low) / 4 < 0.03
+    assert np.isnan(rank_correlation(x, y, np.ones(400)).value)
 
 
 def test_vectors_are_summed_per_document():

@@ -1,19 +1,24 @@
 """Agreement of matched latents, on pairs whose meaning and firing are planted."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse, stats
 from small import identity, small_llama
 
 import sae_lab as sl
+from sae_lab import meaning
+from sae_lab.explanation.examples import read
 from sae_lab.intervals import rank_correlation
-from sae_lab.meaning import MEASURES, _named, _others, coincidence
+from sae_lab.meaning import MEASURES, Agreement, _named, _others, coincidence
+from sae_lab.reading import held_out
 from sae_lab.recovery import Firings
 from sae_lab.tiny import world
 
 TOKENS, CONCEPTS = 4000, len(world.concepts())
-SMALL = {"site": "L1R", "tokens": 3000}
+SMALL = {"site": "L1R", "tokens": 3000, "seed": 3}
+LITTLE = 0.15  # F1 from which a latent of random weights is taken to name a concept
 
 
 def firings(columns: list[np.ndarray]) -> Firings:
@@ -55,6 +60,35 @@ def test_a_text_too_short_to_name_anything_says_so():
     (found, labels), other = text(0, (0,), (0,)), np.array([0])
     with pytest.raises(ValueError, match="No concept has 50 tokens on each"):
         _named([(found, labels), (found, sparse.csr_array(labels.shape, dtype=bool))], other)
+
+
+def test_a_concept_of_most_tokens_or_of_one_text_alone_names_nothing():
+    """Concept 5 is on all tokens, and a latent that always fires would name it."""
+    everywhere = firings([np.ones(TOKENS)])
+    texts = [([everywhere, everywhere], text(seed, (0,), (0,))[1].tolil()) for seed in (0, 1)]
+    for _, labels in texts:
+        labels[:, 5] = True
+    texts[0][1][:, 1] = False
+    found = _named([(fired, labels.tocsr()) for fired, labels in texts], np.array([0]))
+    assert found["a names"].tolist() == [""] and np.isnan(found["concept"]).all()
+    on_one = firings([text(1, (0,), (0,))[1][:, [1]].toarray()[:, 0]])
+    texts = [([on_one, on_one], labels.tocsr()) for _, labels in reversed(texts)]
+    assert _named(texts, np.array([0]))["a names"].tolist() == [""]
+
+
+def test_bins_and_ranks_are_over_pairs():
+    cosine = np.array([0.1, 0.2, 0.3, 0.45, 0.5, 0.65, 0.7, 0.85, 0.9, 1.0])
+    jaccard, nothing = np.array([0.0, 0.2, 0.1, 0.3, 0.5, 0.4, 0.6, 0.8, 0.7, 0.9]), np.full(10, np.nan)
+    pairs = pd.DataFrame({"cosine": cosine, "jaccard": jaccard, "concept": nothing, "correlation": nothing})
+    found = Agreement(pairs, {})
+    assert found.table.bin.tolist() == ["below 0.3", "0.3 to 0.5", "0.5 to 0.7", "0.7 to 0.9", "0.9 and up"]
+    assert found.table.pairs.tolist() == [2] * 5
+    assert found.table.value.tolist() == pytest.approx([0.1, 0.2, 0.45, 0.7, 0.8])
+    assert (found.table.low[0], found.table.high[0]) == pytest.approx(
+        (0.0, 0.2)
+    )  # resampled: both twice, or one of each
+    assert np.isnan(found.spearman("concept").value)
+    assert found.spearman("jaccard").value == pytest.approx(stats.spearmanr(cosine, jaccard).statistic)
 
 
 def test_agreement_is_a_share_of_both_directions():
@@ -113,7 +147,9 @@ def permuted(sae: sl.saes.SAE, order: torch.Tensor, encoder: torch.Tensor | None
 @pytest.fixture(scope="module")
 def same(lm):
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    return order, sl.agree(identity(), permuted(identity(), order), lm, **SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meaning, "NAMES", LITTLE)
+        return order, sl.agree(identity(), permuted(identity(), order), lm, **SMALL)
 
 
 def test_a_permuted_copy_agrees_wholly(same):
@@ -122,8 +158,36 @@ def test_a_permuted_copy_agrees_wholly(same):
     for name, value in (("cosine", 1), ("jaccard", 1), ("correlation", 1)):
         np.testing.assert_allclose(found.pairs[name], value, atol=1e-5)
     assert found.pairs.concept.equals(found.pairs.concept_ceiling)
+    assert found.pairs.concept.notna().any()
     assert found.pairs.jaccard_chance.mean() < 0.6
     assert found.about["matched"] == found.about["judged"] == 64
+    assert found.about["mcc"] == pytest.approx(1)
+
+
+def test_what_latents_name_is_the_concept_of_the_highest_f1_on_the_validation_split(same, lm):
+    """Of the labels of each token and those above, on the text of this seed; firing is compared on the test split."""
+    texts = [
+        read(identity(), lm, sl.Site("L1R"), held_out(lm, "world", s, 3), 3000, 32) for s in ("validation", "test")
+    ]
+    labels = [reading.labels.toarray() for reading in texts]
+    _, read_here = meaning._fired((identity(),) * 2, lm, sl.Site("L1R"), "validation", 3000, 3, {})
+    assert (read_here.toarray() == labels[0]).all()
+    usual = np.all([(y.sum(0) >= 50) & (y.mean(0) <= 0.2) for y in labels], 0)
+    z, y = texts[0].acts.toarray(), labels[0][:, usual]
+    named = 0
+    for row in same[1].pairs.itertuples(index=False):
+        order = np.argsort(-z[:, row.a], kind="stable")[: (z[:, row.a] > 0).sum()]
+        f1 = 2 * y[order].cumsum(0) / (np.arange(1, len(order) + 1)[:, None] + y.sum(0))
+        best = f1.max(0).argmax()
+        name = np.array(texts[0].names)[usual][best] if f1.max() >= LITTLE else ""
+        assert row[3] == name
+        named += name != ""
+    assert named
+    fired = np.array([(texts[1].acts[:, [i]].toarray() > 0).ravel() for i in same[1].pairs.a])
+    both = fired.astype(int) @ fired.T
+    either = np.diag(both)[:, None] + np.diag(both) - both
+    possible = (both / either)[~np.eye(64, dtype=bool)]
+    assert all(np.isclose(possible, chance).any() for chance in same[1].pairs.jaccard_chance)
 
 
 def test_table_figure_and_json_say_the_same(same):
@@ -159,5 +223,7 @@ def test_latents_that_hardly_fire_are_not_judged(lm):
     silent = identity()
     with torch.no_grad():
         silent.b_enc.fill_(-1e9)
+    some = sl.agree(identity(silent=[3, 5]), identity(), lm, **SMALL)
+    assert (some.about["matched"], some.about["judged"], len(some.pairs)) == (64, 62, 62) and "62 of 64" in repr(some)
     with pytest.raises(ValueError, match=r"0 pairs fire 20 times .* give more tokens="):
         sl.agree(identity(), silent, lm, **SMALL)

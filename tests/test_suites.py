@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from small import small_llama
 import sae_lab as sl
 from sae_lab import reading
 from sae_lab.cli import main
+from sae_lab.intervals import Estimate
 from sae_lab.models import LM
 from sae_lab.runs import Damaged, Run, RunInUse
 from sae_lab.suites import Suite, results, studies, work
@@ -182,6 +184,7 @@ def test_numbers_are_those_of_the_verbs(found, folder):
         assert row[f"{name}_chance"] == alike.floors[theirs]
     f1 = [sl.recover(sae, lm, tokens=STUDIED).mean().value for sae in seeds]
     assert row.concept_f1 == np.mean(f1)
+    assert row.random_f1 == np.mean([sl.recover(sae, lm, tokens=STUDIED).mean("random").value for sae in seeds])
     assert row.concept_f1_high - row.concept_f1 == pytest.approx(t(1).ppf(0.975) * np.std(f1, ddof=1) / 2**0.5)
     narrow = [load(f"topk-k4-d24-s{i}") for i in (0, 1)]
     splits = [sl.split([n, w], lm, null=[w, o], tokens=STUDIED) for n, w, o in zip(narrow, seeds, seeds[::-1])]
@@ -230,6 +233,8 @@ def test_a_suite_is_read_from_its_json_alone(found, folder, tmp_path):
 
 # Numbers written by hand
 
+BASE = {"shared": 0.1, "split": 0.2, "related": 0.3, "new": 0.4}
+BEYOND = {"beyond_value": 0.02, "beyond_low": -0.1, "beyond_high": 0.1}
 NULLS = (0.49, 0.5, 0.54)
 VARIANTS, WIDTHS = ["topk", "batchtopk", "relu", "jumprelu", "matryoshka"], [256, 1024, 4096]
 
@@ -251,11 +256,16 @@ def by_hand(l0=lambda asked: 16.0) -> Suite:
         e = lambda v: {"value": v, "low": v - 0.1, "high": v + 0.1}  # noqa: E731
         saved = {
             "consistency": {n: e(0.5) | {"chance": 0.125} for n in results.OVER_PAIRS},
-            "validity": {"spearman": [{"score": f"score {i}", **e(i / 30), "latents": 256} for i in range(10)]},
+            "validity": {
+                "spearman": [{"score": f"score {i}", **e(i / 30), **BEYOND, "latents": 256} for i in range(10)]
+            },
             "absorption": {"absorption": e(seed / 10), "left out": {"entity": "on 30% of the tokens"}},
             "concepts": {"latents": e(0.4 + seed / 10), "random": e(0.2), "neurons": e(0.3), "matched": e(0.35)},
             "splitting": {
-                side: {kind: {"share": 0.4 + 0.1 * seed, "null": NULLS[seed]} for kind in kinds}
+                side: {
+                    kind: {"share": BASE[kind] + 0.05 * (side == "parents") + 0.1 * seed, "null": NULLS[seed]}
+                    for kind in kinds
+                }
                 for side, kinds in SHARES
             },
         }[kind]
@@ -271,11 +281,81 @@ def test_intervals_are_students_over_seeds_and_jackknife_over_pairs():
     assert (row.absorption, row.absorption_high) == (pytest.approx(0.1), pytest.approx(0.1 + reach * 0.1 / 3**0.5))
     assert (row.concept_f1, row.random_f1, row.neurons_f1) == pytest.approx((0.5, 0.2, 0.3))
     assert (row.mcc, row.mcc_low, row.mcc_chance) == pytest.approx((0.5, 0.4, 0.125))
+    assert (link.shared, link.split, link.parents_split) == pytest.approx((0.2, 0.3, 0.35))
     assert (link.new, link.new_low) == (pytest.approx(0.5), pytest.approx(0.5 - reach * 0.1 / 3**0.5))
     off = np.array(NULLS) - np.mean(NULLS)  # leaving out a seed leaves the one pair that it is not in
     assert link.new_null == pytest.approx(np.mean(NULLS))
     assert link.new_null_high == pytest.approx(np.mean(NULLS) + reach * (2 / 3 * (off**2).sum()) ** 0.5)
     assert suite.parents == {"entity": "45 SAEs: on 30% of the tokens"}
+
+
+def test_a_refused_study_counts_for_nothing():
+    whole = by_hand()
+    name, pair = "topk-k16-d256-s0", "topk-k16-d256-s0-in-topk-k16-d1024-s3"
+    spoilt = {
+        "absorption": whole.found["absorption"] | {name: {"saes": [name], "refused": "no parent"}},
+        "splitting": whole.found["splitting"]
+        | {pair: {"saes": whole.found["splitting"][pair]["saes"], "refused": "too few"}},
+    }
+    suite = replace(whole, found=whole.found | spoilt)
+    row = suite.table.set_index(["variant", "d_sae"]).loc["topk", 256]
+    link = suite.splits.set_index(["variant", "from"]).loc["topk", 256]
+    assert row.absorption == pytest.approx(0.15)  # seeds 1 and 2
+    assert (link.seeds, link.new, link.new_null) == (2, pytest.approx(0.55), pytest.approx((0.5 + 0.54) / 2))
+    assert np.isnan(link.new_null_low)  # without one of the three seeds no pair is left
+    assert (link.new_low, link.new_high) == (0, 1)  # of two seeds nothing is known, and a share is no more than that
+    assert set(suite.refused) == {f"absorption/{name}", f"splitting/{pair}"}
+
+
+def test_scores_are_asked_of_the_first_seed_beside_the_others(knobs, monkeypatch):
+    asked = []
+
+    def validate(sae, lm, peers, latents, tokens):
+        asked.append((sae, peers, latents, tokens))
+        return SimpleNamespace(to_json=lambda: {"spearman": ["rows"]}, about={"judged": 3})
+
+    monkeypatch.setattr(studies, "validate", validate)
+    saes = [sl.build("random", d_in=4, d_sae=600, k=2, seed=seed) for seed in range(3)]
+    assert studies.validity(saes, sl.load_model(knobs["model"]), 77) == {"spearman": ["rows"], "latents": 3}
+    ((sae, peers, latents, tokens),) = asked
+    assert (sae, peers, tokens) == (saes[0], saes[1:], 77)
+    assert len(set(latents)) == len(latents) == 256 and max(latents) > 500 and min(latents) >= 0
+
+
+def test_studies_ask_their_verbs_for_the_tokens_and_keep_each_number_under_its_own_name(knobs, monkeypatch):
+    asked = []
+
+    def stand_in(name, **told):
+        monkeypatch.setattr(studies, name, lambda *given, **how: asked.append((given, how)) or SimpleNamespace(**told))
+
+    numbers = {name: Estimate(i, i, i) for i, name in enumerate(("mcc", "alive", "weighted", "shared"))}
+    about = {"measure": "mcc", "threshold": 0.7, "remarks": []}
+    stand_in("compare", numbers=numbers, floors={name: e.value / 10 for name, e in numbers.items()}, about=about)
+    pairs = pd.DataFrame({"parent": ["a", "a", "b"]})
+    stand_in("absorbed", pairs=pairs, mean=Estimate(0.3, 0.2, 0.4), refused={"c": "rare"})
+    stand_in("recover", recoveries=["latents", "random"], mean=lambda units: Estimate(len(units), 0, 0))
+    rows = pd.DataFrame({"of": ["children", "parents"], "kind": "split", "share": [0.1, 0.2], "null": [0.3, 0.4]})
+    stand_in("split", table=rows, rule=SimpleNamespace(cosine=0.6))
+    lm, saes = sl.load_model(knobs["model"]), [sl.build("random", d_in=4, d_sae=8, k=2, seed=i) for i in range(3)]
+    alike, lost, named, parts = (
+        measure(saes, lm, 77)
+        for measure in (studies.consistency, studies.absorption, studies.concepts, studies.splitting)
+    )
+    assert [alike[name]["value"] for name in results.OVER_PAIRS] == [0, 1, 2, 3]
+    assert [alike[name]["chance"] for name in results.OVER_PAIRS] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert (lost["absorption"]["value"], lost["parents"], lost["children"], lost["left out"]) == (
+        0.3,
+        2,
+        3,
+        {"c": "rare"},
+    )
+    assert {units: e["value"] for units, e in named.items()} == {"latents": 7, "random": 6}
+    assert (parts["children"], parts["parents"]) == (
+        {"split": {"share": 0.1, "null": 0.3}},
+        {"split": {"share": 0.2, "null": 0.4}},
+    )
+    assert [how["tokens"] for _, how in asked] == [77] * 4 and [given[1] for given, _ in asked] == [lm] * 4
+    assert [given[0] for given, _ in asked] == [saes, saes[0], saes[0], saes[:2]] and asked[3][1]["null"] == saes[1:]
 
 
 def test_the_json_of_the_whole_table_is_small():
@@ -309,6 +389,13 @@ def test_the_picture_has_a_panel_per_number_a_line_per_variant_and_chance():
     }
     names = ["256 to 1,024", "256 to 1,024, null", "1,024 to 4,096", "1,024 to 4,096, null"]
     assert [trace.name for trace in splits.data if trace.xaxis == "x"] == names
+
+
+def test_the_picture_of_validity_has_each_scores_mean_alone_and_beyond_density():
+    alone, beyond = by_hand().validity_figure.data
+    assert alone.y.tolist() == [f"score {i}" for i in reversed(range(10))]
+    assert alone.x.tolist() == pytest.approx([i / 30 for i in reversed(range(10))])
+    assert beyond.x.tolist() == pytest.approx([0.02] * 10)
 
 
 # What else can happen
@@ -419,3 +506,5 @@ def test_more_seeds_make_no_null_without_another():
     """One seed: no pairs, no null; and the plan still says what to study."""
     plan = replace(Plan.of("topk", **KNOBS), seeds=1)
     assert [(s.name, len(s.saes)) for s in listed(plan.saes)][-1] == ("splitting/topk-k4-d24-s0-in-topk-k4-d48-s1", 2)
+    *_, last = listed(replace(plan, seeds=2).saes)
+    assert [a.name for a in last.saes] == ["topk-k4-d24-s1", "topk-k4-d48-s3", "topk-k4-d48-s2"]

@@ -1,6 +1,7 @@
 """Validity: true concepts against counting, ranks against scipy, and what is told of too few latents."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from small import identity, small_llama
 
 import sae_lab as sl
 from sae_lab.cli import main
-from sae_lab.matching import mcc
+from sae_lab.matching import mcc, shared
 from sae_lab.validity import TRUTH, _truth
 
 ASKED = {"site": "L1R", "tokens": 5000, "n": 10, "context": 128, "scorers": ["detection", "logistic"]}
@@ -25,7 +26,12 @@ def lm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sae():
-    return identity(over=1.5)
+    return identity(over=50.0, silent=[2, 11])  # the others fire on some of the tokens, in some of the windows
+
+
+@pytest.fixture(scope="module")
+def said(sae, lm):
+    return sl.explain(sae, lm, **ASKED)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +42,14 @@ def found(sae, lm):
 def other(sae, seed):
     made, rng = identity(), torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        made.W_dec.add_(0.3 * torch.randn(made.W_dec.shape, generator=rng))
+        for weight in (made.W_enc, made.W_dec):
+            weight.copy_(weight.roll(5, 0))  # a latent has another number there
+        made.W_dec.add_(0.17 * torch.randn(made.W_dec.shape, generator=rng))
     return made
 
 
-def test_a_latents_truth_is_the_f1_on_one_text_of_the_concept_it_names_best_on_the_other(sae, lm):
-    learnt, held = sl.explain(sae, lm, **ASKED).readings
+def test_a_latents_truth_is_the_f1_on_one_text_of_the_concept_it_names_best_on_the_other(said):
+    learnt, held = said.readings
     rows = np.array([0, 5, 40])
     told = _truth(learnt, held, rows)
     often = [np.diff(r.labels.indptr) for r in (learnt, held)]
@@ -71,8 +79,30 @@ def test_every_score_is_ranked_against_the_truth_as_scipy_does(found):
         if len(both) >= 10 and both[row.score].nunique() > 1:
             assert row.value == pytest.approx(spearmanr(*both.to_numpy().T).statistic)
             assert row.low <= row.value <= row.high
+    assert table.value.dropna().is_monotonic_decreasing
     assert json.loads(json.dumps(found.to_json()))["about"]["peers"] == 2
-    assert len(found.figure.data[0].y) == len(table) and "Spearman" in repr(found)
+    alone, beyond = found.figure.data
+    shown = {"alone": dict(zip(alone.y, alone.x)), "beyond": dict(zip(beyond.y, beyond.x))}
+    row = table.set_index("score").loc["detection"]
+    assert (shown["alone"]["detection"], shown["beyond"]["detection"]) == (row.value, row.beyond_value)
+    assert len(alone.y) == len(table) and "Spearman" in repr(found)
+
+
+def test_scores_and_densities_are_those_of_the_latent_that_they_stand_beside(found, said):
+    held = said.readings[1]
+    numbers, fired = said.numbers.set_index("latent"), (held.acts.toarray() > 0).mean(0)
+    for row in found.latents.itertuples():
+        assert (row.detection, row.logistic) == (numbers.detection[row.latent], numbers.logistic[row.latent])
+        assert row.density == pytest.approx(fired[row.latent])
+    assert found.latents.density.nunique() > 10
+
+
+def test_absorption_is_the_mean_rate_of_a_latents_children_and_unknown_of_others(found, sae, lm, monkeypatch):
+    two = found.latents.latent[1]
+    rates = pd.DataFrame({"latent": [two, two, 63], "absorbed": [0.5, 0.25, 1.0]})
+    monkeypatch.setattr(sl.validity, "absorbed", lambda *a, **k: SimpleNamespace(table=rates))
+    latents = sl.validate(sae, lm, latents=found.latents.latent[:3], **ASKED).latents
+    assert latents.absorbed.tolist()[1] == 0.375 and latents.absorbed.isna().tolist() == [True, False, True]
 
 
 def test_beyond_density_is_the_partial_correlation_of_the_ranks():
@@ -95,15 +125,17 @@ def test_consistency_is_the_mean_cosine_of_the_matches(found, sae):
     for seed in (1, 2):
         pairs = mcc(sae.W_dec, other(sae, seed).W_dec)[1]
         matched.append(dict(zip(pairs.a.tolist(), pairs.cosine.tolist())))
-    for row in found.latents.itertuples():
-        assert found.latents.loc[row.Index, "match over seeds"] == pytest.approx(
-            np.mean([m[row.latent] for m in matched])
-        )
+    has = np.mean([shared(sae, other(sae, seed)).numpy() for seed in (1, 2)], 0)
+    for _, row in found.latents.iterrows():
+        assert row["match over seeds"] == pytest.approx(np.mean([m[row.latent] for m in matched]))
+        assert row["shared by seeds"] == has[row.latent]
+    assert set(found.latents["shared by seeds"]) == {0.0, 0.5, 1.0}
 
 
 def test_a_score_of_few_latents_is_no_number(found):
     few = sl.validity.Validity(found.latents.head(9), found.about)
     assert np.isnan(few.spearman("detection").value) and few.to_json()["spearman"][0]["value"] is None
+    assert np.isfinite(sl.validity.Validity(found.latents.head(10), found.about).spearman("detection").value)
     with pytest.raises(KeyError, match="No score 'detecting'"):
         few.spearman("detecting")
 

@@ -144,11 +144,8 @@ class Asking:
         return np.array(self._each(ask, texts), float)
 
     def _each(self, ask: Callable, items: Sequence) -> list:
-        pool = ThreadPoolExecutor(self.speaker.at_once)
-        try:
-            return list(pool.map(ask, items))
-        finally:
-            pool.shutdown(cancel_futures=True)  # where one goes unanswered, the rest is not asked any more
+        with ThreadPoolExecutor(self.speaker.at_once) as pool:
+            return list(pool.map(ask, items))  # where one goes unanswered, the rest is not asked any more
 
 
 def _graded(example: Example, highest: float) -> str:

@@ -71,10 +71,10 @@ def explain(
     site, (text, options) = fitting(sae, lm, site), own_text(sae, text, options)
     blocks = [held_out(lm, text, split, seed, **options) for split in SPLITS]
     about = {"explainer": by, "judge": judge.name, "scorers": scorers, "site": str(site), "model": lm.name}
-    about |= {"tokens": tokens, "n": n, "width": width, "seed": seed} | blocks[1].describe()
-    tools = Tools(
-        lm, site, sae.W_dec.detach(), *(read(sae, lm, site, b, tokens, width) for b in blocks), judge, embedder
-    )
+    about |= {"tokens": tokens, "n": n, "width": width, "seed": seed, "where": repr(options.get("where"))}
+    about |= blocks[1].describe() | {"column": options.get("column")}
+    readings = [read(sae, lm, site, b, tokens, width) for b in blocks]
+    tools = Tools(lm, site, sae.W_dec.detach(), *readings, judge, embedder)
     return _Work(tools, say, scorers, about, _kept(run, about, explainer, judge, embedder), n, seed).all(wanted)
 
 
@@ -173,7 +173,7 @@ def _kept(
 ) -> Lines | None:
     """Where results are kept, if names say all there is to know of who made them."""
     named = isinstance(explainer, str | Speaker | Mapping) and isinstance(judge, Asking | Ruled) and embedder is None
-    if run is None or not named or about["text"] == "a function":
+    if run is None or not named or about["text"] == "a function" or " at 0x" in about["where"]:  # whose, nobody knows
         return None
     words = {str(n): said for n, said in explainer.items()} if isinstance(explainer, Mapping) else {}
     return Lines(run, "explanations", about | words)

@@ -223,7 +223,7 @@ def _jackknifed(nulls: dict[tuple[str, ...], float]) -> Estimate:
     seeds = sorted({seed for pair in nulls for seed in pair})
     without = [[v for pair, v in nulls.items() if seed not in pair] for seed in seeds if len(seeds) > 2]
     mean = float(np.mean([*nulls.values()])) if nulls else np.nan
-    return Estimate.jackknife(mean, [float(np.mean(rest)) for rest in without])
+    return Estimate.jackknife(mean, [float(np.mean(rest)) if rest else np.nan for rest in without])
 
 
 def _share(e: Estimate) -> Estimate:
