@@ -34,36 +34,8 @@ class SteerPanel(Panel):
         self.selection = selection if selection is not None else Selection()
         self.steering: Steering | None = None
         self._lm, self._seen = lm, ()
-        self._rows, self._state, self._code = W.VBox(), W.HTML(), W.HTML()
-        self._add = W.Text(placeholder="latent number", description="push", continuous_update=False)
-        self._plus = W.Button(description="Add", icon="plus", tooltip="push this latent, or the selected one")
-        self._prompt = W.Textarea(description="prompt", rows=2, layout={"width": "100%"})
-        self._tokens = W.BoundedIntText(40, min=1, max=4096, description="tokens", layout={"width": "11rem"})
-        self._heat = W.BoundedFloatText(
-            0.0, min=0.0, max=5.0, step=0.1, description="temperature", layout={"width": "11rem"}, style=WIDE
-        )
-        self._top = W.BoundedFloatText(
-            1.0, min=0.01, max=1.0, step=0.05, description="top-p", layout={"width": "11rem"}
-        )
-        self._seed = W.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", layout={"width": "11rem"})
-        self._go = W.Button(description="Write", icon="play", tooltip="untouched and steered, side by side")
-        self._cancel = W.Button(description="Cancel", icon="stop", tooltip="stop after the token in progress")
-        self._concept = W.Combobox(
-            description="concept", options=[c.name for c in world.concepts()], ensure_option=True
-        )
-        self._measure = W.Button(
-            description="Dose and response",
-            layout={"width": "12rem"},
-            icon="line-chart",
-            tooltip="the same pushes at several strengths, beside the baselines",
-        )
-        self._texts, self._logits, self._doses, self._side = W.HTML(), W.HTML(), W.VBox(), W.HTML()
-        self._plus.on_click(self.stay(lambda _: self.add(self._add.value or self.selection.latent)))
-        self._add.observe(self.stay(lambda change: self.add(change["new"]) if change["new"].strip() else None), "value")
-        self._go.on_click(self.stay(lambda _: self.write()))
-        self._cancel.on_click(self.stay(lambda _: self.steering.cancel()))
-        self._measure.on_click(self.stay(lambda _: self.measure()))
-        self.selection.observe(self.stay(lambda change: self.attach(change["new"])), "run")
+        self._make()
+        self._wire()
         controls, dose = (
             W.HBox([self._tokens, self._heat, self._top, self._seed, self._go, self._cancel]),
             W.HBox([self._concept, self._measure]),
@@ -88,6 +60,40 @@ class SteerPanel(Panel):
         for latent, strength in (latents or {}).items():
             self.add(latent, strength)
         self.watch()
+
+    def _make(self) -> None:
+        self._rows, self._state, self._code = W.VBox(), W.HTML(), W.HTML()
+        self._add = W.Text(placeholder="latent number", description="push", continuous_update=False)
+        self._plus = W.Button(description="Add", icon="plus", tooltip="push this latent, or the selected one")
+        self._prompt = W.Textarea(description="prompt", rows=2, layout={"width": "100%"})
+        self._tokens = W.BoundedIntText(40, min=1, max=4096, description="tokens", layout={"width": "11rem"})
+        self._heat = W.BoundedFloatText(
+            0.0, min=0.0, max=5.0, step=0.1, description="temperature", layout={"width": "11rem"}, style=WIDE
+        )
+        self._top = W.BoundedFloatText(
+            1.0, min=0.01, max=1.0, step=0.05, description="top-p", layout={"width": "11rem"}
+        )
+        self._seed = W.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", layout={"width": "11rem"})
+        self._go = W.Button(description="Write", icon="play", tooltip="untouched and steered, side by side")
+        self._cancel = W.Button(description="Cancel", icon="stop", tooltip="stop after the token in progress")
+        self._concept = W.Combobox(
+            description="concept", options=[c.name for c in world.concepts()], ensure_option=True
+        )
+        self._measure = W.Button(
+            description="Dose and response",
+            layout={"width": "12rem"},
+            icon="line-chart",
+            tooltip="the same pushes at several strengths, beside the baselines",
+        )
+        self._texts, self._logits, self._doses, self._side = W.HTML(), W.HTML(), W.VBox(), W.HTML()
+
+    def _wire(self) -> None:
+        self._plus.on_click(self.stay(lambda _: self.add(self._add.value or self.selection.latent)))
+        self._add.observe(self.stay(lambda change: self.add(change["new"]) if change["new"].strip() else None), "value")
+        self._go.on_click(self.stay(lambda _: self.write()))
+        self._cancel.on_click(self.stay(lambda _: self.steering.cancel()))
+        self._measure.on_click(self.stay(lambda _: self.measure()))
+        self.selection.observe(self.stay(lambda change: self.attach(change["new"])), "run")
 
     def attach(self, run: str | Path) -> None:
         """Steers with the SAE of another run; pushes are of one SAE, and go with it."""
