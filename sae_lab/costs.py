@@ -69,6 +69,7 @@ class Probe:
         checked(job)
         self._said, self._errors = TemporaryFile("w+"), TemporaryFile("w+")  # noqa: SIM115  (a pipe would fill up)
         self._cost: Cost | None = None
+        self._failed = ""
         command = [sys.executable, "-m", __name__]
         pipes = {"stdin": subprocess.PIPE, "stdout": self._said, "stderr": self._errors}
         self._child = subprocess.Popen(command, text=True, **pipes)
@@ -82,14 +83,17 @@ class Probe:
         Raises:
             RuntimeError: if it cannot be; with the last words of the process.
         """
-        if self._cost is None and self._child.poll() is not None:
+        if self._cost is None and not self._failed and self._child.poll() is not None:
             for file in (self._said, self._errors):
                 file.seek(0)
             with self._said, self._errors:
                 said, errors = self._said.read().splitlines(), self._errors.read().strip().splitlines()
             if self._child.returncode:
-                raise RuntimeError(f"Such a training cannot begin: {errors[-1] if errors else 'it was killed'}")
-            self._cost = Cost(**json.loads(said[-1]))
+                self._failed = f"Such a training cannot begin: {errors[-1] if errors else 'it was killed'}"
+            else:
+                self._cost = Cost(**json.loads(said[-1]))
+        if self._failed:
+            raise RuntimeError(self._failed)
         return self._cost
 
     def wait(self, timeout: float | None = None) -> Cost:

@@ -237,8 +237,9 @@ def test_what_a_training_costs_is_measured_by_its_first_steps(tmp_path):
 
 def test_a_training_that_cannot_begin_says_so_before_it_is_launched():
     probe = Probe(Job.of(variant="topk", model="/no/such/model", **SMALL))
-    with pytest.raises(RuntimeError, match="cannot begin"):
-        probe.wait(120)
+    for _ in range(2):  # and again, whoever asks
+        with pytest.raises(RuntimeError, match="cannot begin"):
+            probe.wait(120)
     with pytest.raises(ValueError, match="k=99"):
         sl.estimate(variant="topk", model="planted", **SMALL | {"k": 99})
 
@@ -267,6 +268,24 @@ def test_the_buttons_follow_the_view_and_the_panel_the_run(tmp_path, silent):
     assert run.wanted == "pause" and "pausing" in texts(panel)
     panel._buttons["resume"].click()  # a click that came too late
     assert "Cannot resume now" in texts(panel)
+
+
+def test_what_a_training_costs_or_why_it_cannot_be_is_said_before_launch(tmp_path, silent, monkeypatch):
+    panel = TrainPanel("topk", model="planted", site="L0R", folder=tmp_path, **SMALL)
+    found = [None, Cost(10**6, 1000.0, 10**9, 0, 10**6)]
+    monkeypatch.setattr(Training, "estimate", lambda self: None)
+    monkeypatch.setattr(Training, "cost", property(lambda self: found[0]))
+    panel._price.click()
+    panel.refresh()
+    assert "measuring" in panel._cost.value
+    del found[0]
+    panel.refresh()
+    assert "1,000,000 tokens at 1,000 a second: 16:40; 1.0 GB of memory, 1 MB of disk" in panel._cost.value
+    monkeypatch.setattr(Training, "cost", property(lambda self: (_ for _ in ()).throw(RuntimeError("no such model"))))
+    panel._price.click()
+    panel.refresh()
+    panel.refresh()
+    assert "no such model" in panel._cost.value and panel._fault.value == ""
 
 
 def test_a_panel_that_shows_nothing_new_sends_nothing(tmp_path, silent):

@@ -103,8 +103,7 @@ class GeometryPanel(Panel):
     def _said(self) -> str:
         g = self.geometry
         drawn = "UMAP" if g.map.ready else "PCA; UMAP is being made"
-        trusted = g.map.trustworthiness
-        best = trusted.get("umap", trusted["pca"])
+        *_, best = g.map.trustworthiness.values()
         return f"{len(g.map.latents):,} latents by {drawn}, trustworthiness {best:.2f}" + (
             f" · {g.working}" if g.working else ""
         )

@@ -60,6 +60,7 @@ class TrainPanel(Panel):
             button.on_click(self.stay(lambda _, name=name: self.ask(name)))
         self._price = W.Button(description="Estimate cost", icon="clock-o", tooltip="measure two seconds of it")
         self._price.on_click(self.stay(lambda _: self._priced(begin=True)))
+        self._pricing = False
         self._cost, self._state, self._bar = W.HTML(), W.HTML(), W.FloatProgress(min=0.0, max=1.0)
         self._bar.layout.width = "100%"
         self._curves, self._words = Curves(), W.HTML()
@@ -124,9 +125,15 @@ class TrainPanel(Panel):
         """Shows what the training would cost, or begins to measure it."""
         if begin:
             self.training.estimate()
-            self._cost.value = look.told("measuring the first steps ...")
-        elif self._cost.value and "measuring" in self._cost.value and (cost := self.training.cost) is not None:
-            short = cost.shortage
+            self._cost.value, self._pricing = look.told("measuring the first steps ..."), True
+            return
+        try:
+            cost = self.training.cost if self._pricing else None
+        except RuntimeError as error:
+            self._cost.value, self._pricing = look.told(str(error), wrong=True), False
+            return
+        if cost is not None:
+            short, self._pricing = cost.shortage, False
             self._cost.value = look.told(
                 f"{cost}" + (f". This machine is short of {short}" if short else ""), bool(short)
             )
