@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .models import LM
+from .models import LM, load_model
 from .saes import SAE
 from .shapes import Mask
 from .sites import Site
@@ -147,6 +147,11 @@ def own_text(sae: SAE, text: Any, options: dict[str, Any]) -> tuple[Any, dict[st
     if was in ("the given texts", "a function"):
         raise ValueError(f"This SAE was trained on {was}, which nobody kept: give text=.")
     return was, {key: sae.origin[key] for key in ("column", "context", "eos") if key in sae.origin} | options
+
+
+def model_of(sae: SAE, name: str | None = None) -> LM:
+    """The model that an SAE was trained on, or another, at the precision it was trained at."""
+    return load_model(name or sae.origin.get("model", "tiny"), dtype=sae.origin.get("dtype"))
 
 
 def home(sae: SAE, site: str | Site | None) -> Site:

@@ -56,7 +56,7 @@ def silent(monkeypatch, tmp_path_factory):
 @pytest.fixture
 def geometry(run, wider, lm):
     made = Geometry([run, wider], lm, tokens=600)
-    made.begin()
+    made.draw()
     return made.wait()
 
 

@@ -15,6 +15,7 @@ from ..library import load_sae
 from ..meaning import agree
 from ..models import LM, load_model
 from ..probing import probe
+from ..reading import model_of
 from ..runs import Run
 from ..saes import SAE
 from ..splitting import split
@@ -66,7 +67,7 @@ def run_agree(argv: list[str], as_json: bool) -> None:
     doc = "Match the latents of two SAEs; what the pairs agree on, by cosine."
     given = parsed(options("AgreeOptions", doc=doc, **more), argv, "agree")
     a, b = map(load_sae, given.run)
-    lm = load_model(a.origin.get("model", "tiny"), dtype=a.origin.get("dtype"))
+    lm = model_of(a)
     found = agree(a.to(lm.device), b.to(lm.device), lm, tokens=given.tokens)
     say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")
 
@@ -104,7 +105,7 @@ def run_contexts(argv: list[str], as_json: bool) -> None:
         found = None if made else contexts(run, split=given.split)
     except (FileNotFoundError, ValueError):  # none there, of other weights, or damaged
         found = None
-    found = found or contexts(run, _model(run.sae, given.model), tokens=given.tokens, split=given.split)
+    found = found or contexts(run, model_of(run.sae, given.model), tokens=given.tokens, split=given.split)
     cards = [found[latent] for latent in given.latents]
     shown = "\n\n".join(map(repr, cards)) or found.summary.to_string(index=False)
     say([card.to_json() for card in cards] if cards else found.to_json(), as_json, shown)
@@ -121,7 +122,7 @@ def run_attribute(argv: list[str], as_json: bool) -> None:
     }
     given = parsed(options("AttributeOptions", doc="What each latent does on a prompt.", **more), argv, "attribute")
     sae = load_sae(given.run)
-    lm = _model(sae, given.model)
+    lm = model_of(sae, given.model)
     found = attribute(sae.to(lm.device), lm, given.prompt, "ce" if given.of == ("ce",) else given.of, top=given.top)
     said = f"{found.about['of']} {found.clean:.4g}; gradients add up to {found.completeness:.1%} of it all"
     say(found.to_json(), as_json, f"{said}\n{found.table.to_string(index=False, na_rep='')}")
@@ -152,11 +153,6 @@ def run_steer(argv: list[str], as_json: bool) -> None:
     how = {"max_new_tokens": given.max_new_tokens, "temperature": given.temperature, "seed": given.seed}
     found = steer(sae, lm, pushes, given.prompt, scale=(None, *given.scale), **how)
     say(found.to_json(), as_json, f"{found!r}\n{found.changes.to_string(index=False, float_format='{:.4g}'.format)}")
-
-
-def _model(sae: SAE, name: str | None) -> LM:
-    """The model asked for, else the one it was trained on."""
-    return load_model(name or sae.origin.get("model", "tiny"), dtype=sae.origin.get("dtype"))
 
 
 def run_doctor(argv: list[str], as_json: bool) -> None:
@@ -237,5 +233,5 @@ def run_probe(argv: list[str], as_json: bool) -> None:
 def loaded(run: str, model: str | None) -> tuple[SAE, LM]:
     """A run's SAE and the model it was trained on, or another."""
     sae = load_sae(run)
-    lm = _model(sae, model)
+    lm = model_of(sae, model)
     return sae.to(lm.device), lm

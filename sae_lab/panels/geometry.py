@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -11,45 +10,44 @@ import pandas as pd
 
 from ..geometry import NAMED, LatentMap, map_latents
 from ..library import load_sae
-from ..models import LM, load_model
+from ..models import LM
+from ..reading import model_of
 from ..runs import Run
 from ..splitting import Splitting, split
+from .work import Work
 
 TOKENS = 50_000  # on which densities, concepts and splits are measured
 FEW = 30  # concepts that have a colour of their own
 COLOURS = ("dictionary", "density", "concept", "cluster", "split")
 
 
-class Geometry:
+class Geometry(Work):
     """The directions of one or several runs of a site.
 
-    What takes long is made in a thread, as soon as it is asked for: `working` says what, `error` what failed.
+    What takes long is made in a thread, as soon as it is asked for.
     """
 
     def __init__(self, runs: Sequence[Run | str | Path], lm: LM | None = None, tokens: int = TOKENS):
+        super().__init__()
         self.runs = [run if isinstance(run, Run) else Run(run) for run in runs]
         if not self.runs:
             raise ValueError("GeometryPanel() has no runs to show: give it one or several.")
         self._lm, self.tokens = lm, tokens
         self.map: LatentMap | None = None
         self.splitting: Splitting | None = None
-        self.working, self.error = "", ""
 
     @cached_property
     def saes(self) -> list[Any]:
         return [load_sae(run) for run in self.runs]
 
-    @property
+    @cached_property
     def lm(self) -> LM:
-        if self._lm is None:
-            origin = self.saes[0].origin
-            self._lm = load_model(origin.get("model", "tiny"), dtype=origin.get("dtype"))
-        return self._lm
+        return self._lm or model_of(self.saes[0])
 
-    def begin(self) -> None:
+    def draw(self) -> None:
         """Makes the map: at once by PCA, then with densities and concepts; UMAP comes from a process of its own."""
         self.map = map_latents(self.saes)
-        self._do("reading densities and concepts", self._read)
+        self.begin("reading densities and concepts", self._read)
 
     def begin_splitting(self) -> None:
         """Finds what became of the latents of each width in the next.
@@ -59,13 +57,7 @@ class Geometry:
         """
         if len({sae.cfg.d_sae for sae in self.saes}) < 2:
             raise ValueError("Splitting is between widths: show runs of two different d_sae, or more.")
-        self._do("counting splits", self._split)
-
-    def wait(self, timeout: float | None = None) -> "Geometry":
-        """This, once nothing is being made any more, UMAP apart."""
-        if self.working:
-            self._thread.join(timeout)
-        return self
+        self.begin("counting splits", self._split)
 
     @property
     def colours(self) -> list[str]:
@@ -163,26 +155,10 @@ class Geometry:
         self.map = map_latents(self.saes, self.lm, tokens=self.tokens)
 
     def _split(self) -> None:
-        chosen = self._by_width
         pairs = [
             [s for s in self.saes if s.cfg.d_sae == width] for width in sorted({s.cfg.d_sae for s in self.saes})[1:]
         ]
         null = [sae for same in pairs if len(same) > 1 for sae in same[:2]]
-        self.splitting = split([load_sae(run) for run in chosen], self.lm, null=null, tokens=self.tokens)
-
-    def _do(self, what: str, work: Any) -> None:
-        """Does one thing at a time in a thread."""
-        if self.working:
-            raise RuntimeError(f"Still {self.working}: wait a moment.")
-        self.working, self.error = what, ""
-
-        def guarded() -> None:
-            try:
-                work()
-            except Exception as error:
-                self.error = f"{type(error).__name__}: {error}"
-            finally:
-                self.working = ""
-
-        self._thread = Thread(target=guarded, daemon=True)
-        self._thread.start()
+        self.splitting = split(
+            [self.saes[self.runs.index(run)] for run in self._by_width], self.lm, null=null, tokens=self.tokens
+        )

@@ -11,7 +11,8 @@ import torch
 
 from ..library import load_sae
 from ..matching import shared
-from ..models import LM, load_model
+from ..models import LM
+from ..reading import model_of
 from ..runs import Run, findings, weights_of
 from ..sites import Site
 from ..windows import Card, Contexts, contexts
@@ -35,13 +36,10 @@ class Latents:
     def sae(self) -> Any:
         return load_sae(self.run)
 
-    @property
+    @cached_property
     def lm(self) -> LM:
         """The model that the run's SAE is of."""
-        if self._lm is None:
-            origin = self.sae.origin
-            self._lm = load_model(origin.get("model", "tiny"), dtype=origin.get("dtype"))
-        return self._lm
+        return self._lm or model_of(self.sae)
 
     @property
     def ready(self) -> bool:

@@ -1,28 +1,29 @@
 """What a panel of steering shows and does, without widgets: pushes, two texts side by side, a dose-response."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import pandas as pd
 
 from ..library import load_sae
-from ..models import LM, load_model
+from ..models import LM
+from ..reading import model_of
 from ..runs import Run
 from ..steering import Push, activity, doses, steer
 from ..steering.pushes import READ
+from .work import Work
 
 NAMES = ("untouched", "steered")
 OPENING = "One morning the old baker found"
 
 
-class Steering:
+class Steering(Work):
     """Pushes on latents of a run, and what the model writes with them.
 
-    Writing and sweeping are done in a thread; `working` says what is going on, `error` what failed.
+    Writing and sweeping are done in a thread.
 
     Attributes:
         pushes: what is done to latents, all at once.
@@ -32,23 +33,20 @@ class Steering:
     """
 
     def __init__(self, run: Run | str | Path, lm: LM | None = None):
+        super().__init__()
         self.run, self._lm = run if isinstance(run, Run) else Run(run), lm
         self.pushes: list[Push] = []
         self.texts: tuple[str, str] = ("", "")
         self.changes, self.response = pd.DataFrame(), None
-        self.prompt, self.working, self.error = OPENING, "", ""
-        self._cancelled, self._thread = Event(), None
+        self.prompt, self._cancelled = OPENING, False
 
     @cached_property
     def sae(self) -> Any:
         return load_sae(self.run)
 
-    @property
+    @cached_property
     def lm(self) -> LM:
-        if self._lm is None:
-            origin = self.sae.origin
-            self._lm = load_model(origin.get("model", "tiny"), dtype=origin.get("dtype"))
-        return self._lm
+        return self._lm or model_of(self.sae)
 
     @cached_property
     def maxima(self) -> Any:
@@ -85,7 +83,7 @@ class Steering:
             RuntimeError: while something else is going on.
         """
         how = {"max_new_tokens": tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        self._do("writing", lambda: self._write(self.prompt, list(self.pushes), how))
+        self.begin("writing", lambda: self._write(self.prompt, list(self.pushes), how))
 
     def sweep(self, concept: str, strengths: Sequence[float] = (0.5, 1.0, 2.0, 3.0), prompts: int = 16) -> None:
         """Begins to measure what the pushes do at several strengths; minutes on a CPU.
@@ -93,17 +91,11 @@ class Steering:
         Raises:
             RuntimeError: while something else is going on.
         """
-        self._do("measuring", lambda: self._sweep(concept, strengths, prompts))
+        self.begin("measuring", lambda: self._sweep(concept, strengths, prompts))
 
     def cancel(self) -> None:
         """Stops writing after the token in progress."""
-        self._cancelled.set()
-
-    def wait(self, timeout: float | None = None) -> "Steering":
-        """This, once nothing is going on."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-        return self
+        self._cancelled = True
 
     def call(self, tokens: int = 40, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> str:
         """The same in Python."""
@@ -122,7 +114,7 @@ class Steering:
         ready = [replace(push, unit=push.unit or float(self.maxima[push.latent]) or None) for push in pushes]
         made = steer(self.sae, self.lm, ready, prompt, **how)
         for written in made:
-            if self._cancelled.is_set():
+            if self._cancelled:
                 return
             self.texts = tuple(written.texts)
         self.changes = made.changes
@@ -130,24 +122,16 @@ class Steering:
     def _sweep(self, concept: str, strengths: Sequence[float], prompts: int) -> None:
         self.response = doses(self.sae, self.lm, list(self.pushes), concept, strengths=strengths, prompts=prompts)
 
-    def _do(self, what: str, work: Any) -> None:
-        if self.working:
-            raise RuntimeError(f"Still {self.working}: cancel it, or wait a moment.")
+    def begin(self, what: str, work: Callable[[], None]) -> None:
+        """Raises:
+        ValueError: where nothing is pushed.
+        RuntimeError: while something else is going on.
+        """
         if not self.pushes:
             raise ValueError("Nothing is pushed: add a latent first.")
-        self._cancelled.clear()
-        self.working, self.error = what, ""
-
-        def guarded() -> None:
-            try:
-                work()
-            except Exception as error:
-                self.error = f"{type(error).__name__}: {error}"
-            finally:
-                self.working = ""
-
-        self._thread = Thread(target=guarded, daemon=True)
-        self._thread.start()
+        if not self.working:
+            self._cancelled = False
+        super().begin(what, work)
 
 
 def _called(push: Push) -> str:

@@ -21,8 +21,8 @@ from ..directions import chance_cosine, nearest
 from ..families import Families, Meeting, Rule, Tree, fired
 from ..intervals import Redrawn
 from ..labels import lineages, token_concepts
-from ..models import LM, load_model
-from ..reading import Page, held_out, one_home, own_text, walk
+from ..models import LM
+from ..reading import Page, held_out, model_of, one_home, own_text, walk
 from ..recovery import Naming
 from ..saes import SAE
 from ..sites import Site
@@ -118,7 +118,7 @@ class Study:
         self.pairs, self.nulls, self.tokens, self.seed = pairs, nulls, tokens, seed
         self.saes = list({id(sae): sae for sae in saes}.values())
         self.site, first = one_home(self.saes, site), self.saes[0]
-        self.lm = lm or load_model(first.origin.get("model", "tiny"), dtype=first.origin.get("dtype"))
+        self.lm = lm or model_of(first)
         self.text, self.options = own_text(first, text, options)
         self.levels = any(old.sae is new.sae for old, new in pairs)
         self.meetings = {pair: self._meeting(*pair) for pair in (*pairs, *nulls)}

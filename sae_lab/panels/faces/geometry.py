@@ -30,7 +30,7 @@ class GeometryPanel(Panel):
     ):
         self.geometry = Geometry(runs, lm, tokens)
         self.selection = selection if selection is not None else Selection()
-        self.geometry.begin()
+        self.geometry.draw()
         self._seen: tuple = ()
         self._cloud = PointCloud(
             self.geometry.places, **self.geometry.colour("dictionary"), label=self.geometry.label, height=height
