@@ -6,7 +6,7 @@ PCA. A picture of directions shows who is near whom; distances between groups an
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -24,7 +24,7 @@ from .directions import Neighbours, chance_below, dimension, nearest, trustworth
 from .families import fired
 from .labels import lineages, token_concepts
 from .models import LM
-from .reading import Page, held_out, one_home, own_text, walk
+from .reading import held_out, one_home, own_text, walk
 from .recovery import Naming
 from .runs.kept import Kept, given, keep
 from .saes import SAE
@@ -229,24 +229,29 @@ def map_latents(
     latents["latent"] = np.concatenate([np.arange(n) for n in widths])
     about = {"site": str(site), "d_in": saes[0].cfg.d_in} | settings
     if lm is not None:
-        text, options = own_text(saes[0], text, options)
-        read = walk(lm, held_out(lm, text, "validation", seed, **options), [site], tokens, saes[0])
-        latents = latents.join(_heard(saes, read, site, text == "world"))
+        latents = latents.join(heard(saes, lm, site, text, tokens, seed, **options))
     names = tuple(f"{i} {sae.name} {sae.cfg.d_sae:,}" for i, sae in enumerate(saes))
     return LatentMap(names, latents, directions, near, _principal(directions), about, kept)
 
 
 @torch.no_grad()
-def _heard(saes: list[SAE], pages: Iterable[Page], site: Site, labelled: bool) -> pd.DataFrame:
-    """Density of every latent and, on labelled text, the concept that names it best."""
+def heard(
+    saes: list[SAE], lm: LM, site: Site, text: Any = None, tokens: int = 50_000, seed: int = 0, **options: Any
+) -> pd.DataFrame:
+    """Density of every latent of some SAEs of a site and, on the world, the concept that names it best and its F1.
+
+    Both are counted on the validation split.
+    """
+    text, options = own_text(saes[0], text, options)
+    labelled = text == "world"
     names = tuple(c.name for c in world.concepts()) if labelled else ()
-    naming, times, tokens, above = Naming(), 0, 0, lineages(names)
-    for page in pages:
+    naming, times, seen, above = Naming(), 0, 0, lineages(names)
+    for page in walk(lm, held_out(lm, text, "validation", seed, **options), [site], tokens, saes[0]):
         firing = {i: fired(sae.encode(page.acts[site].to(sae.W_dec.device))) for i, sae in enumerate(saes)}
-        times, tokens = times + np.concatenate([z.sum(0) for z in firing.values()]), tokens + len(page.doc)
+        times, seen = times + np.concatenate([z.sum(0) for z in firing.values()]), seen + len(page.doc)
         if labelled:
             naming.add(firing, token_concepts(page.block, page.keep, world.Concepts(names)) @ above)
-    table = pd.DataFrame({"density": times / tokens})
+    table = pd.DataFrame({"density": times / seen})
     if labelled:
         table = table.join(pd.concat([naming.best(i, names) for i in range(len(saes))], ignore_index=True))
     return table

@@ -64,6 +64,25 @@ def test_latents_are_searched_by_number_by_words_and_by_comment(latents, run):
     assert latents.search("favourite").empty and run.comments == {}
 
 
+def test_latents_are_searched_by_the_concept_they_fit_best(run, lm, monkeypatch):
+    monkeypatch.setattr("sae_lab.panels.faces.panel.Panel.watch", lambda self: None)
+    monkeypatch.setattr("sae_lab.panels.latents.NAMED", 0.1)  # the axes of random weights fit nothing better
+    panel = LatentsPanel(run, lm)
+    assert panel._gather.description == "Name concepts" and "concept" not in panel.latents.table
+    panel.gather(2_000)
+    panel._work.join(60)
+    assert panel._fault.value == "" and panel._gather.layout.display == "none"
+    told = sl.map_latents([run.sae], lm, tokens=2_000).latents
+    known, table = told["f1"] >= 0.1, panel.latents.table
+    assert 3 < known.sum() < 64 and table["concept"].tolist() == told["concept"].where(known, "").tolist()
+    assert table.loc[known, "F1"].tolist() == told.loc[known, "f1"].tolist() and table.loc[~known, "F1"].isna().all()
+    best = int(told["f1"].idxmax())
+    name = told.loc[best, "concept"]
+    assert panel.latents.search(name).index.tolist() == told.index[known & (told["concept"] == name)].tolist()
+    panel.look(best)
+    assert f"{name} (F1 {told.loc[best, 'f1']:.2f})" in panel._card.value
+
+
 def test_what_was_said_of_other_weights_is_not_shown(run, lm):
     other = Lines(run, "explanations", {"n": 2})
     other.add({"latent": 5, "explanation": WHAT, "scores": {}})

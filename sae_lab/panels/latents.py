@@ -9,16 +9,18 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..geometry import NAMED, heard
 from ..library import load_sae
 from ..matching import shared
 from ..models import LM
 from ..reading import model_of
-from ..runs import Run, findings, weights_of
+from ..runs import Run, findings, read_json, weights_of
 from ..sites import Site
 from ..windows import Card, Contexts, contexts
 
 DENSE = 0.1  # share of tokens, from which on a latent counts as dense
 READ = 200_000  # tokens, where a run has no contexts yet
+NAMED_ON = 50_000  # tokens, of another split
 
 
 class Latents:
@@ -46,11 +48,19 @@ class Latents:
         """Whether the run has contexts to show."""
         return (self.run.folder / "contexts" / "test" / "manifest.json").exists()
 
+    @property
+    def named(self) -> bool:
+        """Whether its latents have been asked for the concepts of the world, or cannot be."""
+        return not self._labelled or self._named.exists()
+
     def gather(self, tokens: int = READ) -> None:
-        """Reads text and keeps in the run what every latent fires on; minutes for a large SAE."""
-        contexts(self.run, self.lm, tokens=tokens)
-        self.__dict__.pop("cards", None)
-        self.__dict__.pop("table", None)
+        """Reads text and keeps in the run what every latent fires on, and names; minutes for a large SAE."""
+        if not self.ready:
+            contexts(self.run, self.lm, tokens=tokens)
+        if not self.named:
+            self.run.study(self._named.stem, lambda: self._name(min(tokens, NAMED_ON)))
+        for name in ("cards", "table"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def cards(self) -> Contexts:
@@ -70,20 +80,24 @@ class Latents:
         score = {row["latent"]: row["scores"].get("detection") for row in self._explained}
         found["explanation"] = [said.get(latent, "") for latent in found.index]
         found["detection"] = pd.Series([score.get(latent) for latent in found.index], found.index, dtype=float)
+        if self._labelled and self.named:
+            kept = pd.DataFrame(read_json(self._named), columns=["concept", "f1"])
+            found["concept"] = kept["concept"].where(kept["f1"] >= NAMED, "")
+            found["F1"] = kept["f1"].where(kept["f1"] >= NAMED)
         if self.peers:
             found["found in"] = self._found_in
         return found
 
     def search(self, words: str = "", alive: bool = False) -> pd.DataFrame:
-        """The latents whose number is given, or whose explanation, comment or promoted token has all the words."""
+        """The latents whose number is given, or whose explanation, concept, comment or promoted tokens have all the words."""
         rows = self.table[self.table["kind"] != "dead"] if alive else self.table
         if words.strip().isdigit():
             return rows[rows.index == int(words)]
         comments = self.run.comments
         for word in words.lower().split():
             commented = pd.Series([comments.get(n, "") for n in rows.index], rows.index, dtype=str)
-            said = (rows["explanation"] + " " + rows["promotes"] + " " + rows["kind"] + " " + commented).str.lower()
-            rows = rows[said.str.contains(word, regex=False)]
+            told = [rows[c] for c in ("explanation", "concept", "promotes", "kind") if c in rows]
+            rows = rows[commented.str.cat(told, " ").str.lower().str.contains(word, regex=False)]
         return rows
 
     def card(self, latent: int) -> Card:
@@ -122,6 +136,20 @@ class Latents:
             "share of its most": share[order],
         }
         return pd.DataFrame(rows, index=order).join(self.table[["explanation", "promotes", "density"]])
+
+    @property
+    def _labelled(self) -> bool:
+        """Whether the text it learned from says which concepts are in it."""
+        return self.sae.origin.get("text") == "world"
+
+    @property
+    def _named(self) -> Path:
+        """Where the concepts of the weights there are now are kept."""
+        return self.run.folder / "studies" / f"concepts-{weights_of(self.run)[:12]}.json"
+
+    def _name(self, tokens: int) -> list[list[Any]]:
+        found = heard([self.sae.to(self.lm.device)], self.lm, Site(self.sae.origin["site"]), tokens=tokens)
+        return found[["concept", "f1"]].values.tolist()
 
     @cached_property
     def _explained(self) -> list[dict[str, Any]]:

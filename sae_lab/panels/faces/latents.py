@@ -47,9 +47,7 @@ class LatentsPanel(Panel):
         self._order = W.ToggleButtons(
             options=list(QUANTILES), tooltips=["its strongest firings", "a sample of all its firings, in four parts"]
         )
-        self._gather = W.Button(
-            description=f"Read {TOKENS:,} tokens", icon="book", tooltip="what every latent fires on, kept in the run"
-        )
+        self._gather = W.Button(icon="book", layout={"width": "auto"})
         self._comment = W.Text(
             placeholder="what it is, in your words; kept in the run", description="comment", continuous_update=False
         )
@@ -109,7 +107,7 @@ class LatentsPanel(Panel):
         try:
             self.latents.gather(tokens)
         finally:
-            self._gather.disabled, self._gather.description = False, f"Read {TOKENS:,} tokens"
+            self._gather.disabled = False
         self._list()
         self._draw()
 
@@ -122,7 +120,7 @@ class LatentsPanel(Panel):
     def _list(self) -> None:
         """Draws the table that was asked for."""
         ready, trained = self.ready, self.latents is not None and self.latents.run.trained
-        self._gather.layout.display = "none" if ready or not trained else ""
+        self._offer(trained and not (ready and self.latents.named))
         self._grid.layout.display = self._one.layout.display = "" if ready else "none"
         if not ready:
             self._count.value = look.told(self._why())
@@ -130,6 +128,14 @@ class LatentsPanel(Panel):
         shown = self._shown()
         self._grid.show(shown.reset_index(names="latent").set_index(shown.index.astype(str)))
         self._count.value = look.told(f"{len(shown):,} of {self.latents.sae.cfg.d_sae:,} latents")
+
+    def _offer(self, wanted: bool) -> None:
+        """The button that reads text, if something is missing; it says what."""
+        self._gather.layout.display = "" if wanted else "none"
+        if wanted and not self._gather.disabled:
+            ready = self.ready
+            self._gather.description = "Name concepts" if ready else f"Read {TOKENS:,} tokens"
+            self._gather.tooltip = f"{'the concept each fits best' if ready else 'what every latent fires on'}; kept in the run"
 
     def _why(self) -> str:
         if self.latents is None:
@@ -206,6 +212,7 @@ def _head(card: Card, row: Any) -> str:
     shown = [("latent", str(card.latent)), ("fires on", f"{card.density:.3%} of tokens")]
     shown += [("strongest", f"{row['activation']:.4g}")] if row["kind"] != "dead" else []
     shown += [("found in", f"{row['found in']} other seeds")] if "found in" in row else []
+    shown += [("concept", f"{row['concept']} (F1 {row['F1']:.2f})")] if row.get("concept") else []
     said = look.told(f"{row['explanation']} (detection {row['detection']:.2f})") if row["explanation"] else ""
     logits = [
         look.heading(name) + look.table([(repr(token), f"{by:+.2f}") for token, by in effects[:8]])
