@@ -8,6 +8,7 @@ One declaration is the default, the allowed range, the help text, the saved conf
 
 import types
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
@@ -67,6 +68,22 @@ class Knob:
         if self.low is not None and not self.low <= value <= self.high:  # also catches NaN
             raise ValueError(f"{self.name}={value!r} must lie in [{self.low}, {self.high}]. {self.help}".rstrip())
 
+    def read(self, given: Any) -> Any:
+        """What was typed, as its kind; what is no such thing stays as it is, for `check` to refuse."""
+        if isinstance(given, str):
+            text = given.strip()
+            if not text or (self.optional and text == "None"):
+                return None
+            if self.kind is bool:
+                given = {"true": True, "false": False}.get(text.lower(), text)
+            elif self.kind in (tuple, list):
+                parts = (part.strip(" '\"") for part in text.strip("()[]").split(","))
+                given = self.kind(_number(part) for part in parts if part)
+            else:
+                given = _number(text) if self.kind in (int, float) else text
+        value = plain(given)
+        return int(value) if self.kind is int and isinstance(value, float) and value.is_integer() else value
+
 
 def knobs(config: type) -> list[Knob]:
     """The form rows of a config class, in declaration order."""
@@ -103,6 +120,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, bool | int | float) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 @cache

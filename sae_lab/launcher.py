@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Set
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,14 @@ class Job(Checked):
             train=TrainConfig(seed=seed, **{key: value for key, value in knobs.items() if key in loop}),
             **{key: value for key, value in knobs.items() if key in own},
         )
+
+    def but(self, **knobs: Any) -> "Job":
+        """This job with other values of some knobs, as `of` takes them."""
+        own, loop = ({f.name for f in fields(config)} for config in (Job, TrainConfig))
+        mine = {name: value for name, value in knobs.items() if name in own}
+        train = {name: value for name, value in knobs.items() if name in loop}
+        sae = {name: value for name, value in knobs.items() if name not in own | loop}
+        return replace(self, **mine, train=replace(self.train, **train), sae=self.sae | sae)
 
     @property
     def own(self) -> dict[str, Any]:

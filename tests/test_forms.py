@@ -16,7 +16,7 @@ from sae_lab.cli import commands, main
 from sae_lab.knobs import knob, knobs
 from sae_lab.launcher import Job
 from sae_lab.panels import look
-from sae_lab.panels.forms import Form, Scale, TrainingForm, meant, typed
+from sae_lab.panels.forms import Form, Scale, TrainingForm, typed
 from sae_lab.saes import REGISTRY, configured
 from sae_lab.saes.topk import TopK
 from sae_lab.sweeps.plan import Plan
@@ -175,14 +175,14 @@ def test_a_knob_that_there_is_not_names_the_nearest():
     ],
 )
 def test_a_text_is_read_as_the_knobs_kind(name, given, value):
-    found = meant(TrainingForm("topk").rows[name], given)
+    found = TrainingForm("topk").rows[name].read(given)
     assert found == value and type(found) is type(value)
 
 
 @rows_of_all
 def test_what_a_row_shows_is_read_back_as_its_value(name):
     for row in TrainingForm(name).rows.values():
-        assert meant(row, typed(row.default)) == row.default or row.required
+        assert row.read(typed(row.default)) == row.default or row.required
 
 
 def test_none_may_be_meant_where_the_default_is_a_number():

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -17,6 +17,7 @@ from streams import Stream
 from sae_lab import plots
 from sae_lab.cli import main
 from sae_lab.intervals import Estimate
+from sae_lab.knobs import knob
 from sae_lab.launcher import ps
 from sae_lab.models import LM
 from sae_lab.runs import Run, RunInUse
@@ -334,6 +335,55 @@ def test_a_variant_may_have_knobs_of_its_own_and_a_plan_survives_json():
     assert Plan.of("topk").job.train.sample == 4096
 
 
+def test_any_other_knob_varies_too_and_only_what_is_read_alike_shares_a_pass(made_up, tmp_path):
+    knobs = SMALL | {"k": 2, "seeds": 1, "lr": [1e-2, 3e-3], "aux_weight": [0.0, 0.5], "tokens": [64 * 6, 64 * 12]}
+    found = sweep("topk", folder=tmp_path, **knobs)
+    plan = found.plan
+    assert plan.over == {"tokens": (64 * 6, 64 * 12), "lr": (1e-2, 3e-3), "aux_weight": (0.0, 0.5)}
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert [len(group) for group in plan.groups] == [2] * 4
+    assert plan.saes[0].name == "topk-k2-d24-tokens384-lr0.01-aux_weight0.0-s0"
+    assert (found.run.status["step"], found.run.status["steps"]) == (36, 36)
+    assert found.run.status["tokens"] == 64 * 36
+    for asked in plan.saes:
+        own = dict(asked.more)
+        alone = build("topk", d_in=16, d_sae=24, k=2, aux_weight=own.pop("aux_weight"), choose_in="float32")
+        list(train(alone, Stream(), **LOOP | own))
+        assert same({"": alone.state_dict()}, {"": Run(tmp_path / asked.name).sae.state_dict()}), asked.name
+    assert found.summary[["lr", "aux_weight", "tokens"]].drop_duplicates().shape == (8, 3)
+    assert found.figure.data[0].name == "topk, tokens 384, lr 0.01, aux_weight 0.0"
+    against = found.against("lr")
+    fvu = next(trace for trace in against.data if trace.name == "topk, tokens 768, aux_weight 0.5")
+    wide = found.table.query("aux_weight == 0.5 and tokens == 768").sort_values("lr")
+    assert list(fvu.x) == [3e-3, 1e-2] and list(fvu.y) == wide["fvu"].tolist()
+    with pytest.raises(ValueError, match=r"'batch' does not vary here[.] What does: k, d_sae, tokens, lr, aux_weight"):
+        found.against("batch")
+
+
+def test_a_sweep_may_ask_for_no_l0(made_up, tmp_path):
+    found = sweep({"topk": {"k": 3}}, folder=tmp_path, **SMALL | {"k": None, "seeds": 1, "aux_weight": [0.0, 0.5]})
+    assert [Run(row["run"]).sae.cfg.k for row in found.rows] == [3, 3]
+    assert [asked.name for asked in found.plan.saes] == ["topk-d24-aux_weight0.0-s0", "topk-d24-aux_weight0.5-s0"]
+    assert found.matched.empty and found.table["off"].isna().all()
+    assert "topk, 24 latents, aux_weight 0.5: no L0 was asked for" in repr(found)
+    assert len(found.figure.data) and (tmp_path / "report.html").exists()
+
+
+def test_a_sweep_without_other_knobs_is_saved_as_it_always_was():
+    assert "over" not in Plan.of("topk", **SMALL).to_json()
+
+
+def test_a_list_for_a_knob_that_holds_a_list_is_its_value(monkeypatch):
+    class Listed(TopK):
+        @dataclass(frozen=True)
+        class Config(TopK.Config):
+            parts: tuple[int, ...] = knob((1, 2), help="a list")
+
+    monkeypatch.setitem(REGISTRY, "listed", Listed)
+    assert Plan.of("listed", **SMALL, parts=(3, 4)).over == {}
+    assert Plan.of("listed", **SMALL, parts=(3, 4)).job.sae["parts"] == (3, 4)
+
+
 def test_a_variant_is_asked_for_its_l0_by_the_knob_that_it_has(monkeypatch):
     assert plans.asking("topk", 7) == {"k": 7}
     assert plans.asking("jumprelu", 7) == {"target_l0": 7}
@@ -352,6 +402,12 @@ def test_a_variant_is_asked_for_its_l0_by_the_knob_that_it_has(monkeypatch):
         ({"seeds": 0}, "seeds=0 must lie in"),
         ({"tokns": 5}, "no knob 'tokns'"),
         ({"model": "planted"}, "wants a model"),
+        ({"lr": []}, "lr=.* must name at least one"),
+        ({"aux_weight": [1, 1]}, "each once"),
+        ({"seed": [0, 1]}, "seed cannot vary within a sweep; seeds="),
+        ({"over": {"target_l0": [3, 4]}}, "target_l0 varies by a list of its own: k="),
+        ({"over": {"tokns": [3, 4]}}, "no knob 'tokns'"),
+        ({"text": ["a/b", "a_b"]}, "alike in a folder's name"),
         ({"evaluation": 0}, "evaluation=... tokens"),
     ],
 )
@@ -388,6 +444,17 @@ def test_the_command_line_sweeps_and_says_what_python_reads(model, tmp_path, cap
     assert [row["variant"] for row in rows] == ["(sweep)", *["gradient"] * 4, *["topk"] * 4]
     assert main(["sweep", "--variants", "topkk", *line]) == 2
     assert "Did you mean 'topk'?" in capsys.readouterr().err
+    line[line.index("--k") : line.index("--d-sae")] = ["--k", "2"]
+    line[-1] = str(tmp_path / "varied")
+    assert main(["sweep", "--variants", "topk", *line, "--vary", "lr=1e-2,1e-3", "aux-weight=0,1", "--json"]) == 0
+    assert len({(row["lr"], row["aux_weight"]) for row in json.loads(capsys.readouterr().out)["saes"]}) == 4
+    for wrong, said in (
+        ("lr=1e-2,many", "lr='many' must be float"),
+        ("tokenz=1", "Did you mean 'tokens'"),
+        ("lr", "no knob"),
+    ):
+        assert main(["sweep", "--variants", "topk", *line, "--vary", wrong]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_detached_sweep_is_paused_killed_and_taken_up_again(model, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 import inspect
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import Field, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,7 +13,7 @@ import tyro
 from .. import suites, sweeps
 from ..bench import BenchHarvest, BenchScaling, BenchStep, BenchTraining
 from ..citing import cite
-from ..knobs import Knob, knob
+from ..knobs import Knob, hint, knob, knobs
 from ..launcher import Job, Launched, launch, ps, run_job
 from ..report import Section, write_page
 from ..runs import Run, find_runs, fresh
@@ -24,6 +24,7 @@ from .progress import note, watched
 from .quickstart import Quickstart, quickstart
 
 HIDDEN = {"d_in", "variant", "sae", "train"}  # known from elsewhere
+SHARED = HIDDEN | {"own", "over", "job", "run"}  # in what several SAEs share
 
 DETACH = {"detach": (bool, knob(False, help="start it as a process of its own and return"))}
 
@@ -96,11 +97,11 @@ def run_sweep(argv: list[str], as_json: bool) -> None:
     doc = "Train variants x k x d_sae x seeds on one stream of activations, measure all, compare them at equal L0. "
     doc += "The same line again goes on with a sweep that was cut short."
     more = {"folder": (str, knob("runs/sweep", help="the sweep's folder; in the end it has report.html")), **DETACH}
-    made = options(
-        "SweepOptions", sweeps.Plan, Job, TrainConfig, doc=doc, hidden=HIDDEN | {"own", "job", "run"}, **more
-    )
+    more["vary"] = (tuple[str, ...], knob((), help="other knobs and their values: lr=1e-3,1e-4 context=64,128"))
+    made = options("SweepOptions", sweeps.Plan, Job, TrainConfig, doc=doc, hidden=SHARED, **more)
     given = vars(parsed(made, argv, "sweep"))
     detach, folder = given.pop("detach"), given.pop("folder")
+    given["over"] = dict(_varied(one, given["variants"]) for one in given.pop("vary"))
     if detach:
         found = sweeps.sweep(folder=folder, detach=True, **given)
         return say(found.to_json(), as_json, f"{folder}: started; see it with `sae-lab ps {folder}`.")
@@ -114,14 +115,31 @@ def run_sweep(argv: list[str], as_json: bool) -> None:
     return say(found.to_json(), as_json, f"{found!r}\n\n{found.folder / 'report.html'}")
 
 
+def _varied(given: str, variants: Sequence[str]) -> tuple[str, list[Any]]:
+    """A knob of some variants, or of their trainings, and the values that it takes.
+
+    Raises:
+        ValueError, KeyError: for what is no such thing.
+    """
+    name, _, values = given.partition("=")
+    configs = (*(variant(v).Config for v in variants), Job, TrainConfig)
+    rows = {row.name: row for config in configs for row in knobs(config)}
+    row = rows.get(name.replace("-", "_"))
+    if row is None or not values:
+        raise ValueError(f"--vary {given!r} is no knob with its values, as lr=1e-3,1e-4.{hint(name, rows)}")
+    found = [row.read(value) for value in values.split(",")]
+    for value in found:
+        row.check(value)
+    return row.name, found
+
+
 def run_suite(argv: list[str], as_json: bool) -> None:
     """`suite --variants topk relu --d-sae 256 1024 --seeds 3 ...`: a sweep and its studies."""
     doc = "Train a sweep, or take the finished one of the folder, and study it: consistency of seeds, splitting of "
     doc += "widths, absorption, concepts. The same line again goes on where it was cut short."
     more = {"folder": (str, knob("runs/suite", help="the sweep's folder; in the end it has suite.json"))}
     more["studied"] = (int, knob(suites.STUDIED, 1000, 10**9, "tokens each study reads of each split it needs"))
-    hidden = HIDDEN | {"own", "job", "run"}
-    made = options("SuiteOptions", sweeps.Plan, Job, TrainConfig, doc=doc, hidden=hidden, **more)
+    made = options("SuiteOptions", sweeps.Plan, Job, TrainConfig, doc=doc, hidden=SHARED, **more)
     given = vars(parsed(made, argv, "suite"))
     folder, tokens = given.pop("folder"), given.pop("studied")
     plan = suites.asked(folder, **given).check()

@@ -2,12 +2,11 @@
 
 import re
 import shlex
-from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from math import log10
 from typing import Any
 
-from ..knobs import Knob, hint, knobs, plain
+from ..knobs import Knob, hint, knobs
 from ..launcher import Job, checked, devices
 from ..saes import REGISTRY, SAE, variant
 from ..training import TrainConfig
@@ -75,7 +74,8 @@ class Form:
         rows = self.rows
         if name not in rows:
             raise TypeError(f"This form has no knob {name!r}.{hint(name, rows)} It has: {', '.join(rows)}.")
-        row, value = rows[name], meant(rows[name], given)
+        row = rows[name]
+        value = row.read(given)
         if value is None and not (row.optional and row.default is not None):
             self._given.pop(name, None)
         else:
@@ -259,36 +259,13 @@ class Scale:
         return round(self.notches * ((inside - self.low) / (self.high - self.low) if share is None else share))
 
 
-def meant(row: Knob, given: Any) -> Any:
-    """What was typed into a row, as its kind; what is no such thing stays as it is, for `Knob.check` to refuse."""
-    if isinstance(given, str):
-        text = given.strip()
-        if not text or (row.optional and text == "None"):
-            return None
-        if row.kind is bool:
-            given = {"true": True, "false": False}.get(text.lower(), text)
-        elif row.kind in (tuple, list):
-            given = row.kind(_number(part.strip(" '\"")) for part in text.strip("()[]").split(",") if part.strip())
-        else:
-            given = _number(text) if row.kind in (int, float) else text
-    value = plain(given)
-    return int(value) if row.kind is int and isinstance(value, float) and value.is_integer() else value
-
-
 def typed(value: Any) -> str:
-    """The text that `meant` reads back as this value."""
+    """The text that `Knob.read` reads back as this value."""
     if isinstance(value, tuple | list):
         return ", ".join(map(typed, value))
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
         return f"{value:_}"
     return "" if value is None else str(value)
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
 
 
 def _flag(name: str, value: Any) -> list[str]:

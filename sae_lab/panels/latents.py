@@ -89,7 +89,7 @@ class Latents:
         return found
 
     def search(self, words: str = "", alive: bool = False) -> pd.DataFrame:
-        """The latents whose number is given, or whose explanation, concept, comment or promoted tokens have all the words."""
+        """The latent of this number, or those whose concept, explanation, comment or promoted tokens have the words."""
         rows = self.table[self.table["kind"] != "dead"] if alive else self.table
         if words.strip().isdigit():
             return rows[rows.index == int(words)]

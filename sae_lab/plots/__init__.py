@@ -16,4 +16,4 @@ from .studies import (
     spreads,
     treemap,
 )
-from .training import activations, curves, densities, dose, front, overlaid, pareto, ratios, recovered
+from .training import activations, curves, densities, dose, front, overlaid, pareto, ratios, recovered, series

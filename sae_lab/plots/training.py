@@ -102,37 +102,46 @@ def dose(table: pd.DataFrame, x: str = "strength", y: str = "found", by: str = "
     return style(figure)
 
 
-def pareto(kinds: pd.DataFrame, saes: pd.DataFrame, tolerance: float) -> go.Figure:
+def pareto(kinds: pd.DataFrame, saes: pd.DataFrame, tolerance: float, over: Sequence[str] = ()) -> go.Figure:
     """L0 against FVU and against CE recovered: a colour per variant, a mark and a dash per d_sae, a line over k.
+
+    Variants that differ in a knob of `over` have a colour per value of it.
 
     A mark is the mean over seeds with its interval, small dots are single SAEs, grey bands reach as far from each k as
     `tolerance` allows, and a mark is open unless every seed of it is inside.
     """
     figure = make_subplots(1, 2, horizontal_spacing=0.12)
-    variants, widths = (list(dict.fromkeys(kinds[column])) for column in ("variant", "d_sae"))
+    kinds, saes = (rows.assign(series=series(rows, over)) for rows in (kinds, saes))
+    names, widths = (list(dict.fromkeys(kinds[column])) for column in ("series", "d_sae"))
     palette = (*COLOURS, *MORE)
-    for (variant, d_sae), rows in kinds.dropna(subset="l0").groupby(["variant", "d_sae"], sort=False):
-        place, colour = widths.index(d_sae), palette[variants.index(variant) % len(palette)]
-        name = f"{variant} {d_sae:,}" if len(widths) > 1 else variant
-        single = saes[(saes["variant"] == variant) & (saes["d_sae"] == d_sae)].dropna(subset="l0")
+    for (one, d_sae), rows in kinds.dropna(subset="l0").groupby(["series", "d_sae"], sort=False):
+        place, colour = widths.index(d_sae), palette[names.index(one) % len(palette)]
+        name = f"{one} {d_sae:,}" if len(widths) > 1 else one
+        single = saes[(saes["series"] == one) & (saes["d_sae"] == d_sae)].dropna(subset="l0")
         for column, y in enumerate(("fvu", "ce_recovered"), 1):
             figure.add_trace(_front(rows.sort_values("l0"), y, name, colour, place, column == 1), 1, column)
             dots = {"color": colour, "size": 4, "opacity": 0.55}
             same = {"legendgroup": name, "showlegend": False, "hoverinfo": "skip"}
             figure.add_trace(go.Scatter(x=single["l0"], y=single[y], mode="markers", marker=dots, **same), 1, column)
-    ks = sorted(set(kinds["k"]))
+    ks = sorted(set(kinds["k"].dropna()))
     for k in ks:
         band = {"x0": k * (1 - tolerance), "x1": k * (1 + tolerance), "fillcolor": "rgba(128,128,128,0.16)"}
         figure.add_vrect(**band, line_width=0, layer="below", row="all", col="all")
-    low, high = (f([*ks, *saes["l0"].dropna()]) for f in (min, max))
+    shown = [*ks, *saes["l0"].dropna()] or [1]
+    low, high, first, last = min(shown), max(shown), min(ks, default=np.inf), max(ks, default=0)
     round_ones = [c * 10**n for n in range(-1, 5) for c in (1, 2, 5)]
-    ticks = ks + [v for v in round_ones if low < v < min(ks) / 1.3 or max(ks) * 1.3 < v < high]
+    ticks = ks + [v for v in round_ones if low < v < first / 1.3 or last * 1.3 < v < high]
     figure.update_xaxes(type="log", range=[np.log10(low / 1.25), np.log10(high * 1.25)], minor={"showgrid": False})
     figure.update_xaxes(tickvals=ticks, ticktext=[f"{v:g}" for v in ticks])
     figure.update_xaxes(title_text="L0: latents per token, measured (log scale)")
     figure.update_yaxes(title_text="FVU: variance unexplained (less is better)", row=1, col=1)
     figure.update_yaxes(title_text="CE recovered (1: splicing costs nothing)", row=1, col=2)
     return style(figure, 440)
+
+
+def series(rows: pd.DataFrame, over: Sequence[str]) -> list[str]:
+    """The variant of each row, with its values of the knobs in `over`."""
+    return [", ".join([row["variant"], *(f"{name} {row[name]}" for name in over)]) for row in rows.to_dict("records")]
 
 
 def _front(rows: pd.DataFrame, y: str, name: str, colour: str, place: int, legend: bool) -> go.Scatter:

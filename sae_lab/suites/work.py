@@ -53,7 +53,11 @@ def asked(folder: str | Path, variants: Any = (), **knobs: Any) -> Plan:
     there = Run(folder)
     if knobs.get("sample") is None and there.exists and there.config.get("kind") == "sweep":
         knobs["sample"] = there.config["job"]["train"]["sample"]
-    return Plan.of(variants, **knobs)
+    plan = Plan.of(variants, **knobs)
+    if plan.over or None in plan.k:
+        odd = ", ".join(plan.over) or "k=None"
+        raise ValueError(f"A suite is variants x k x d_sae x seeds at equal L0; for {odd} there is sweep().")
+    return plan
 
 
 def run_studies(plan: Plan, folder: str | Path, tokens: int = STUDIED) -> Iterator[tuple[int, int, str]]:

@@ -1,5 +1,6 @@
 """What a sweep asks for: its SAEs, and which of them share a pass over the stream."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
@@ -7,28 +8,41 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..knobs import Checked, knob, plain
+from ..knobs import Checked, knob, knobs, plain
 from ..launcher import Job, checked
 from ..saes import variant
+from ..training import TrainConfig
 from ..training.loop import SAMPLE
+
+ALONE = ("variant", "model", "device", "dtype", "seed", "run", "evaluation", "d_in")  # what `over` cannot vary
+SHARED = {f.name for config in (Job, TrainConfig) for f in fields(config)}  # by all that share a pass
 
 
 class Asked(NamedTuple):
-    """One SAE of a sweep. `name` is its run folder's."""
+    """One SAE of a sweep. `k` is None where no L0 is asked for; `more` has its values of the knobs in `over`."""
 
     variant: str
-    k: int
+    k: int | None
     d_sae: int
     seed: int
+    more: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
-        return f"{self.variant}-k{self.k}-d{self.d_sae}-s{self.seed}"
+        """Its run folder's."""
+        return f"{self.kind}-s{self.seed}"
+
+    @property
+    def kind(self) -> str:
+        """What all its seeds are."""
+        asked = ([] if self.k is None else [f"k{self.k}"]) + [f"d{self.d_sae}"]
+        more = [f"{name}{re.sub(r'[^A-Za-z0-9.+_-]', '_', str(value))}" for name, value in self.more]
+        return "-".join([self.variant, *asked, *more])
 
 
 @dataclass(frozen=True)
 class Plan(Checked):
-    """Variants x k x d_sae x seeds, and in `job` what they share: model, site, text, tokens and the rest.
+    """Variants x k x d_sae x `over` x seeds, and in `job` what they share: model, site, text, tokens and the rest.
 
     Each d_sae has seeds of its own: with the same ones a narrow dictionary would begin as the first rows of a wide one,
     and after training they would share more latents than two widths do.
@@ -37,10 +51,11 @@ class Plan(Checked):
     the stream is begun anew for each group, and the rows that some variants look at before their first step are read
     for all. It carries what any variant needs, for all: "patched_kl" makes it whole contexts, not shuffled. What an SAE
     draws while it trains (`feature_choice` does) comes from one generator per group: its bits hang on who is with it.
+    Values in `over` of what is read, or of the training, have a group each.
     """
 
     variants: tuple[str, ...] = knob(("topk", "batchtopk", "jumprelu"), help="which SAEs")
-    k: tuple[int, ...] = knob((16, 32, 64), help="L0 that each is asked for: latents per token")
+    k: tuple[int | None, ...] = knob((16, 32, 64), help="L0 that each is asked for: latents per token; None: none is")
     d_sae: tuple[int, ...] = knob((2048,), help="numbers of latents")
     seeds: int = knob(3, 1, 1000, "SAEs of each kind, which differ in the seed of their weights")
     same_data: bool = knob(
@@ -51,13 +66,20 @@ class Plan(Checked):
     )
     tolerance: float = knob(0.05, 0.0, 1.0, "how far, as a share of k, measured L0 may be from it to be compared")
     own: dict = field(default_factory=dict, metadata={"help": "knobs of single variants, by name"})
+    over: dict = field(default_factory=dict, metadata={"help": "any other knobs that vary, each with its values"})
     job: Job = field(default_factory=Job, metadata={"help": "what all share"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, row in (("variants", self.variants), ("k", self.k), ("d_sae", self.d_sae)):
+        rows = {"variants": self.variants, "k": self.k, "d_sae": self.d_sae, **self.over}
+        for name, row in rows.items():
             if not row or len(set(row)) < len(row):
                 raise ValueError(f"{name}={row} must name at least one, and each once.")
+        odd = next((name for name in self.over if name in (*ALONE, "k", "target_l0", "d_sae")), None)
+        if odd in ALONE:
+            raise ValueError(f"{odd} cannot vary within a sweep; seeds=... varies seeds. Make a sweep for each.")
+        if odd:
+            raise ValueError(f"{odd} varies by a list of its own: {'k' if odd == 'target_l0' else odd}=[...].")
         if self.job.model == "planted" or not self.job.evaluation:
             raise ValueError(
                 "A sweep compares SAEs on held-out text: it wants a model, and evaluation=... tokens. For planted "
@@ -68,27 +90,35 @@ class Plan(Checked):
     def of(cls, variants: str | Iterable[str] | Mapping[str, dict] = (), **knobs: Any) -> "Plan":
         """A plan from knobs of its own, of Job, of TrainConfig and of every variant, told apart by their names.
 
-        `variants` may be a mapping from names to knobs that are that variant's alone.
+        `variants` may be a mapping from names to knobs that are that variant's alone. A list for a knob that holds one
+        value is what it varies over, as if in `over`: of(["topk"], lr=[1e-3, 1e-4]).
         """
         own = {name: dict(more) for name, more in variants.items() if more} if isinstance(variants, Mapping) else {}
         mine = {name: knobs.pop(name) for name in [f.name for f in fields(cls)] if name in knobs}
         mine |= {"variants": variants} if variants else {}
         several = {name: _tuple(mine[name]) for name in ("variants", "k", "d_sae") if name in mine}
-        return cls(**mine | several, own=own, job=Job.of(**{"sample": SAMPLE} | knobs))
+        names = several.get("variants", cls.variants)
+        over = dict(mine.pop("over", {})) | {name: row for name, row in knobs.items() if _varies(name, row, names)}
+        mine["over"] = {name: _tuple(row) for name, row in over.items()}
+        shared = {name: value for name, value in knobs.items() if name not in over}
+        return cls(**mine | several, own=own, job=Job.of(**{"sample": SAMPLE} | shared))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        saved = asdict(self)
+        return saved if self.over else {name: value for name, value in saved.items() if name != "over"}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Plan":
         several = {name: tuple(saved[name]) for name in ("variants", "k", "d_sae")}
-        return cls(**saved | several | {"job": Job.from_json(saved["job"])})
+        over = {name: tuple(row) for name, row in saved.get("over", {}).items()}
+        return cls(**saved | several | {"over": over, "job": Job.from_json(saved["job"])})
 
     @property
     def saes(self) -> list[Asked]:
         """Every SAE that is asked for."""
-        every = product(self.variants, self.k, enumerate(self.d_sae), range(self.seeds))
-        return [Asked(v, k, d_sae, self.job.seed + of * self.seeds + i) for v, k, (of, d_sae), i in every]
+        more = [tuple(zip(self.over, values)) for values in product(*self.over.values())]
+        every = product(self.variants, self.k, enumerate(self.d_sae), more, range(self.seeds))
+        return [Asked(v, k, d_sae, self.job.seed + of * self.seeds + i, m) for v, k, (of, d_sae), m, i in every]
 
     @property
     def needs(self) -> frozenset[str]:
@@ -103,7 +133,8 @@ class Plan(Checked):
         """
         apart: dict[Any, list[Asked]] = {}
         for asked in self.saes:
-            apart.setdefault(asked[:3] if self.peers(asked) else self._text_seed(asked), []).append(asked)
+            alike = asked._replace(seed=0) if self.peers(asked) else (self._text_seed(asked), *self._reading(asked))
+            apart.setdefault(alike, []).append(asked)
         groups = []
         for one in apart.values():
             size = len(one) if self.peers(one[0]) else self.at_once or len(one)
@@ -112,15 +143,10 @@ class Plan(Checked):
 
     def job_of(self, asked: Asked, folder: Path) -> Job:
         """The training of one SAE, as it would be by itself."""
-        knobs = self.job.sae | self.own.get(asked.variant, {}) | {"d_sae": asked.d_sae}
-        return replace(
-            self.job,
-            variant=asked.variant,
-            seed=asked.seed,
-            text_seed=self._text_seed(asked),
-            run=str(folder / asked.name),
-            sae=knobs | asking(asked.variant, asked.k),
-        )
+        aim = {} if asked.k is None else asking(asked.variant, asked.k)
+        knobs = self.job.sae | self.own.get(asked.variant, {}) | {"d_sae": asked.d_sae} | aim
+        made = replace(self.job, variant=asked.variant, seed=asked.seed, text_seed=self._text_seed(asked), sae=knobs)
+        return replace(made.but(**dict(asked.more)), run=str(folder / asked.name))
 
     def peers(self, asked: Asked) -> bool:
         """Whether an SAE is given those that are trained with it."""
@@ -134,10 +160,16 @@ class Plan(Checked):
         """
         for asked in self.saes:
             checked(self.job_of(asked, Path()), detached)
+        if len({asked.name for asked in self.saes}) < len(self.saes):
+            raise ValueError(f"Values in {self.over} are alike in a folder's name: call them by others.")
         odd = next((name for name in self.own if name not in self.variants), None)
         if odd is not None:
             raise ValueError(f"Knobs for {odd!r}, which is none of the variants: {', '.join(self.variants)}.")
         return self
+
+    def _reading(self, asked: Asked) -> tuple:
+        """Its values of knobs that are not the SAE's own: SAEs that share a pass share them."""
+        return tuple((name, value) for name, value in asked.more if name in SHARED)
 
     def _text_seed(self, asked: Asked) -> int:
         apart = 0 if self.same_data or self.peers(asked) else (asked.seed - self.job.seed) % self.seeds
@@ -157,5 +189,12 @@ def asking(name: str, l0: int) -> dict[str, int]:
     raise ValueError(f"{name!r} has no knob for L0, neither k nor target_l0: it cannot be compared at equal L0.")
 
 
+def _varies(name: str, given: Any, variants: Iterable[str]) -> bool:
+    """Whether several values are given for a knob that holds one."""
+    configs = (Job, TrainConfig, *(variant(v).Config for v in variants))
+    kinds = [row.kind for config in configs for row in knobs(config) if row.name == name]
+    return isinstance(given, list | tuple) and not any(kind in (list, tuple) for kind in kinds)
+
+
 def _tuple(given: Any) -> tuple:
-    return tuple(map(plain, [given] if isinstance(given, str | Integral) else given))
+    return tuple(map(plain, [given] if given is None or isinstance(given, str | Integral) else given))

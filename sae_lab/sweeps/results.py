@@ -1,7 +1,7 @@
 """What a sweep found, read from its folder: a row per SAE, a row per kind, and the Pareto picture."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..runs import Run
 from .plan import Asked, Plan
 
 NUMBERS = ("l0", "alive", "fvu", "ce_recovered")
+KIND = ("variant", "k", "d_sae")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +75,21 @@ class Sweep:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """One row per variant, k and d_sae: means over seeds with 95% t intervals (of the mean; none for one seed).
+        """One row per kind: means over its seeds with 95% t intervals (of the mean; none for one seed).
+
+        A kind is a variant, k, d_sae and a value of each knob that the sweep is `over`.
 
         `total` counts SAEs, `seeds` those that were measured, `matched` those of these whose L0 is in the tolerance.
         """
         kinds: dict[tuple, list[dict]] = {}
         for row in self.rows:
-            kinds.setdefault((row["variant"], row["k"], row["d_sae"]), []).append(row)
-        return pd.DataFrame([_kind(self.plan, rows) for rows in kinds.values()])
+            kinds.setdefault(tuple(row[name] for name in self.varied), []).append(row)
+        return pd.DataFrame([_kind(self.varied, rows) for rows in kinds.values()])
+
+    @property
+    def varied(self) -> list[str]:
+        """The columns that tell kinds apart."""
+        return [*KIND, *self.plan.over]
 
     @property
     def matched(self) -> pd.DataFrame:
@@ -101,7 +109,26 @@ class Sweep:
     @property
     def figure(self):
         """L0 against FVU and against CE recovered (plotly): means and intervals over seeds, open where unmatched."""
-        return plots.pareto(self.summary, self.table, self.plan.tolerance)
+        return plots.pareto(self.summary, self.table, self.plan.tolerance, [*self.plan.over])
+
+    def against(self, name: str):
+        """FVU, L0, CE recovered and the share of latents alive over one of the knobs that vary (plotly).
+
+        Raises:
+            ValueError: for a knob that does not vary.
+        """
+        if name not in self.varied[1:]:
+            raise ValueError(f"{name!r} does not vary here. What does: {', '.join(self.varied[1:])}.")
+        others = [column for column in self.varied[1:] if column != name and self.table[column].nunique() > 1]
+        rows = self.summary.dropna(subset="l0").sort_values(name)
+        long = [
+            {"number": number, name: row[name], "value": row[number], "kind": kind}
+            | {"low": row[f"{number}_low"], "high": row[f"{number}_high"]}
+            for number in ("fvu", "l0", "ce_recovered", "alive")
+            for row, kind in zip(rows.to_dict("records"), plots.series(rows, others))
+        ]
+        columns = ["number", name, "value", "low", "high", "kind"]
+        return plots.numbers(pd.DataFrame(long, columns=columns), name, {}, by="kind")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -110,15 +137,15 @@ class Sweep:
             "interval": "95%, Student's t over seeds",
             "saes": plain_json(self.table.to_dict("records")),
             "summary": plain_json(self.summary.to_dict("records")),
-            "unmatched": [list(row) for row in self.unmatched[["variant", "k", "d_sae"]].itertuples(index=False)],
+            "unmatched": [list(row) for row in self.unmatched[self.varied].itertuples(index=False)],
             "failed": self.failed,
         }
 
     def __repr__(self) -> str:
         done, rest = sum(row["l0"] is not None for row in self.rows), self.unmatched
         lines = [f"Sweep {str(self.folder)!r}: {done} of {len(self.rows)} SAEs measured"]
-        lines += [told(self.matched).to_string(index=False)] if len(self.matched) else []
-        lines += [f"not compared: {_why(row)}" for row in rest.itertuples()]
+        lines += [told(self.matched, self.varied).to_string(index=False)] if len(self.matched) else []
+        lines += [f"not compared: {self._why(row)}" for row in rest.to_dict("records")]
         return "\n".join(lines + [f"failed: {name}: {said}" for name, said in self.failed.items()])
 
     @property
@@ -134,10 +161,11 @@ class Sweep:
         """The report, from the picture to single SAEs."""
         share, seeds, single = f"{self.plan.tolerance:.0%}", self.plan.seeds, self.table.drop(columns="run")
         data = "the same text in the same order" if self.plan.same_data else "a text of their own each"
+        equal = told(self.matched, self.varied)
         over = f"Means over {seeds} seeds of the weights, which read {data}; bars are 95% intervals of the mean (t)."
         return [
             Section("Pareto", f"{over} Open marks: L0 not within {share} of k (grey bands).", (self.figure,)),
-            Section("At equal L0", f"Every seed within {share} of k, the best FVU first.", (told(self.matched),)),
+            Section("At equal L0", f"Every seed within {share} of k, the best FVU first.", (equal,)),
             *self._odd(),
             Section(
                 "Every SAE",
@@ -148,10 +176,9 @@ class Sweep:
 
     def _odd(self) -> Iterator[Section]:
         if len(self.unmatched):
-            why = tuple(_why(row) for row in self.unmatched.itertuples())
-            yield Section(
-                "Not compared", "Their L0 is not the one asked for, or some are missing.", (*why, told(self.unmatched))
-            )
+            why = tuple(self._why(row) for row in self.unmatched.to_dict("records"))
+            said = "Their L0 is not the one asked for, or none was, or some are missing."
+            yield Section("Not compared", said, (*why, told(self.unmatched, self.varied)))
         if self.failed:
             yield Section("Failed", "Left out.", tuple(f"{name}: {said}" for name, said in self.failed.items()))
 
@@ -159,10 +186,20 @@ class Sweep:
         whole = (self.summary["matched"] == self.summary["total"]) == yes
         return self.summary[whole].reset_index(drop=True)
 
+    def _why(self, row: dict[str, Any]) -> str:
+        """Why a kind is not compared."""
+        more = "".join(f", {name} {row[name]}" for name in self.plan.over)
+        asked = "" if row["k"] is None or row["k"] != row["k"] else f", k {row['k']:.0f}"
+        said = f"{row['variant']}{asked}, {row['d_sae']:,} latents{more}: "
+        if not asked:
+            return f"{said}no L0 was asked for"
+        off = f"L0 {row['l0']:.1f}, {row['l0'] / row['k'] - 1:+.0%}; " if row["seeds"] else ""
+        return f"{said}{off}{row['matched']} of {row['seeds']} measured seeds match"
 
-def told(kinds: pd.DataFrame) -> pd.DataFrame:
+
+def told(kinds: pd.DataFrame, varied: Sequence[str] = KIND) -> pd.DataFrame:
     """Rows of a summary for people: a mean and its interval in one column."""
-    out = kinds[["variant", "k", "d_sae", "seeds"]].copy()
+    out = kinds[[*varied, "seeds"]].copy()
     for name, digits in (("l0", ".1f"), ("fvu", ".4f"), ("ce_recovered", ".4f")):
         spread = zip(kinds[name], kinds[f"{name}_low"], kinds[f"{name}_high"])
         out[name] = [format(Estimate(*e), digits) if math.isfinite(e[1]) else format(e[0], digits) for e in spread]
@@ -172,14 +209,15 @@ def told(kinds: pd.DataFrame) -> pd.DataFrame:
 def _row(plan: Plan, asked: Asked, run: Run) -> dict[str, Any]:
     found, status = run.eval, run.status
     value = {name: found[name]["value"] if found else None for name in ("l0", "fvu", "ce_recovered", "dead")}
-    off = value["l0"] / asked.k - 1 if found else None
+    off = value["l0"] / asked.k - 1 if found and asked.k else None
     return {
-        **asked._asdict(),
+        **dict(zip((*KIND, "seed"), asked)),
+        **dict(asked.more),
         "state": status["state"],
         "tokens": status.get("tokens", 0),
         "l0": value["l0"],
         "off": off,
-        "matched": abs(off) <= plan.tolerance if found else None,
+        "matched": abs(off) <= plan.tolerance if off is not None else None,
         "alive": 1 - value["dead"] if found else None,
         "fvu": value["fvu"],
         "ce_recovered": value["ce_recovered"],
@@ -188,17 +226,11 @@ def _row(plan: Plan, asked: Asked, run: Run) -> dict[str, Any]:
     }
 
 
-def _kind(plan: Plan, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _kind(varied: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
     there = [row for row in rows if row["l0"] is not None]
-    out = {key: rows[0][key] for key in ("variant", "k", "d_sae")}
-    out |= {"total": len(rows), "seeds": len(there), "matched": sum(row["matched"] for row in there)}
+    out = {key: rows[0][key] for key in varied}
+    out |= {"total": len(rows), "seeds": len(there), "matched": sum(bool(row["matched"]) for row in there)}
     for name in NUMBERS:
         mean = Estimate.mean([row[name] for row in there])
         out |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
     return out
-
-
-def _why(row: Any) -> str:
-    """Why a kind is not compared."""
-    off = f"L0 {row.l0:.1f}, {row.l0 / row.k - 1:+.0%}; " if row.seeds else ""
-    return f"{row.variant}, k {row.k}, {row.d_sae:,} latents: {off}{row.matched} of {row.seeds} measured seeds match"

@@ -98,8 +98,10 @@ def _recorded(run: Run, work: "_Work") -> Iterator[Step]:
 
 class _Work:
     def __init__(self, plan: Plan, run: Run):
-        self.plan, self.run, self.before, self.beaten = plan, run, 0, 0.0
-        self.total = len(plan.groups) * plan.job.train.steps
+        self.plan, self.run, self.beaten = plan, run, 0.0
+        self.trainings = [plan.job_of(group[0], run.folder).train for group in plan.groups]
+        self.total = sum(training.steps for training in self.trainings)
+        self.before, self.read = 0, 0  # steps and tokens of the groups that are done
 
     @cached_property
     def lm(self) -> LM:
@@ -113,7 +115,8 @@ class _Work:
         _Stopped: if that is asked for.
         """
         for number, group in enumerate(self.plan.groups):
-            self.before = number * self.plan.job.train.steps
+            done = self.trainings[:number]
+            self.before, self.read = sum(t.steps for t in done), sum(t.steps * t.batch for t in done)
             while live := self._live(group):
                 yield from self._train(live)
                 self._heed()
@@ -160,7 +163,7 @@ class _Work:
         saes = [build(job.variant, d_in=width, seed=job.seed, **job.own).to(self.lm.device) for job in jobs]
         folders = [job.run for job in jobs]
         try:
-            with closing(train({jobs[0].site: saes}, source, run=folders, config=self.plan.job.train)) as steps:
+            with closing(train({jobs[0].site: saes}, source, run=folders, config=jobs[0].train)) as steps:
                 for step in steps:
                     yield self._counted(step)
                     if self.run.wanted != "run":
@@ -184,12 +187,12 @@ class _Work:
 
     def _counted(self, step: Step) -> Step:
         """A step of the whole sweep."""
-        batch, done, last = self.plan.job.train.batch, self.before, step.index == step.steps
+        done, last, batch = self.before, step.index == step.steps, step.tokens / step.index
         step = replace(
             step,
             index=done + step.index,
             steps=self.total,
-            tokens=done * batch + step.tokens,
+            tokens=self.read + step.tokens,
             measured=done + step.measured,
         )
         if last or time.monotonic() - self.beaten > HEARTBEAT:

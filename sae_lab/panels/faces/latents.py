@@ -135,7 +135,9 @@ class LatentsPanel(Panel):
         if wanted and not self._gather.disabled:
             ready = self.ready
             self._gather.description = "Name concepts" if ready else f"Read {TOKENS:,} tokens"
-            self._gather.tooltip = f"{'the concept each fits best' if ready else 'what every latent fires on'}; kept in the run"
+            self._gather.tooltip = (
+                f"{'the concept each fits best' if ready else 'what every latent fires on'}; kept in the run"
+            )
 
     def _why(self) -> str:
         if self.latents is None:
