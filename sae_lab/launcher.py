@@ -174,6 +174,11 @@ class Launched(Run):
         own = status.get("pid") == os.getpid()  # trained in this process, which stays
         return status["state"] in UNFINISHED or (bool(self.job) and not own and lives(status))
 
+    @property
+    def measuring(self) -> bool:
+        """Whether its training is over; a sweep listens between two evaluations, too."""
+        return self.status["state"] == "evaluating" and self.kind != "sweep"
+
     def wait(self, timeout: float | None = None) -> "Launched":
         """This run, once its process has ended.
 
@@ -196,7 +201,7 @@ class Launched(Run):
             RuntimeError: if no process is at work, or it is past its training.
             TimeoutError: if it has not paused after `timeout` seconds; it still will.
         """
-        if not self.alive or self.status["state"] == "evaluating":
+        if not self.alive or self.measuring:
             raise RuntimeError(
                 f"Cannot pause {str(self.folder)!r}: no process is training it, it is {self.status['state']}."
             )
@@ -226,7 +231,7 @@ class Launched(Run):
         Raises:
             TimeoutError: if it has not ended after `timeout` seconds; it still will.
         """
-        if self.alive and self.status["state"] == "evaluating":
+        if self.alive and self.measuring:
             os.kill(self.status["pid"], signal.SIGTERM)
         elif self.alive:
             self.control("stop")
@@ -305,6 +310,13 @@ def ps(folder: str | Path = "runs") -> "pd.DataFrame":
         rows.append(status | shown | {"run": str(run.folder), "pid": status.get("pid") if run.alive else None})
     columns = ["run", "state", "step", "steps", "rate", "eta", "fvu", "l0", "dead", "pid"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def active(folder: str | Path = "runs") -> list[str]:
+    """The folders of runs that are at work, or paused; the SAEs of a sweep are not counted beside it."""
+    found = [Launched(run.folder) for run in find_runs(folder)]
+    here = [str(run.folder) for run in found if run.alive]
+    return [name for name in here if str(Path(name).parent) not in here]
 
 
 def _start(run: Launched) -> Launched:

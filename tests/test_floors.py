@@ -129,7 +129,7 @@ def test_a_function_fits_on_a_screen(path):
 def test_the_package_stays_thin():
     """The embedded world is a data set with its generator: counted apart. 9,000 held without 8-bit tiles and bench."""
     lines = {p: p.read_text().count("\n") for p in FILES}
-    assert sum(n for p, n in lines.items() if room(p) != "tiny") < 25_000
+    assert sum(n for p, n in lines.items() if room(p) != "tiny") < 26_000
     assert sum(n for p, n in lines.items() if room(p) == "tiny") < 5500
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..costs import Cost, Probe, duration
-from ..launcher import Launched, launch
+from ..launcher import Launched, active, launch
 from ..runs import Tail, find_runs, fresh
+from ..sweeps import launch_sweep
 from .forms import TrainingForm
+from .sweeping import Swept, Varying
 
 if TYPE_CHECKING:
     from ..diagnosis import Finding
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 ACTIONS = ("launch", "pause", "resume", "stop", "save")
 MOST = 500  # points of a curve
 STALE = 10.0  # seconds without a heartbeat, after which a run that lives counts as stuck
+EVERY = 2.0  # seconds between looks at which runs there are
 ASKED = {"pause": "pausing", "stop": "stopping", "save": "saving"}
 
 
@@ -51,14 +54,21 @@ class View:
 
 
 class Training:
-    """Launches a training as a process of its own, or attaches to one that is there, and says how it stands.
+    """Launches a training, or a sweep, as a process of its own, or attaches to one that is there; says how it stands.
 
     Nothing here waits: what is asked of a run is written to its folder, and `view` shows when it came true.
+
+    Attributes:
+        varying: what the form is swept over.
+        swept: the SAEs of the sweep that is shown, if it is one.
     """
 
     def __init__(self, form: TrainingForm, folder: str | Path = "runs"):
         self.form, self.folder, self.run = form, Path(folder), None
+        self.varying = Varying(form)
+        self.swept: Swept | None = None
         self._probe: Probe | None = None
+        self._looked, self._there = -EVERY, []
         self._forget()
 
     @property
@@ -71,7 +81,10 @@ class Training:
         """Raises:
         ValueError, TypeError, KeyError, RunInUse: as `sae_lab.launch`.
         """
-        self.attach(launch(**{"run": self._free()} | self.form.knobs))
+        if self.varying.active:
+            self.attach(launch_sweep(self.varying.plan, self.free))
+        else:
+            self.attach(launch(**{"run": self.free} | self.form.knobs))
 
     def attach(self, run: str | Path | Launched) -> None:
         """Shows a run, of whichever process, with all of its history.
@@ -84,6 +97,7 @@ class Training:
             raise FileNotFoundError(f"No run in {str(found.folder)!r}. There are: {', '.join(self.runs) or 'none'}.")
         self.run = found
         self._forget()
+        self.swept = Swept(found.folder) if found.kind == "sweep" else None
 
     def ask(self, action: str) -> None:
         """One of ACTIONS.
@@ -100,7 +114,7 @@ class Training:
             self.launch()
         elif action == "resume":
             self.run.resume()
-        elif action == "stop" and self.run.status["state"] == "evaluating":
+        elif action == "stop" and self.run.measuring:
             self.run.stop(timeout=0.1)
         else:
             self.run.control(action)
@@ -128,7 +142,7 @@ class Training:
     def view(self) -> View:
         """How it stands now; cheap where nothing has changed."""
         if self.run is None:
-            return View("", "no run yet", 0.0, self._can({}), self._curves, (), (), "")
+            return View("", self._hint, 0.0, self._can({}), self._curves, (), (), "")
         status = self.run.status
         state = self._state(status)
         if self._read() or state != self._seen:
@@ -138,6 +152,20 @@ class Training:
         error = status.get("error") or (self.run.errors[-2000:] if state in ("failed", "lost") else "")
         said = _said(state, status, self.run.wanted)
         return View(state, said, share, self._can(status), self._curves, self._notes, self._findings, error)
+
+    @property
+    def active(self) -> list[str]:
+        """The runs that are at work, or paused; those of a sweep count as one."""
+        return active(self.folder)
+
+    @property
+    def _hint(self) -> str:
+        """Said where no run is shown; looked up anew every few seconds."""
+        if time.monotonic() - self._looked > EVERY:
+            self._looked, self._there = time.monotonic(), self.active
+        here = self._there
+        are = f"{len(here)} runs are" if len(here) > 1 else "1 run is"
+        return f"no run yet · {are} active: {', '.join(here)}" if here else "no run yet"
 
     def _examined(self) -> "tuple[Finding, ...]":
         from ..diagnosis import doctor
@@ -171,18 +199,23 @@ class Training:
 
     def _can(self, status: dict[str, Any]) -> frozenset[str]:
         state, alive = status.get("state", ""), self.run is not None and self.run.alive
-        can = set() if self.form.errors or not self.form.detachable or alive else {"launch"}
-        if alive and state in ("starting", "running"):
-            can |= {"pause", "stop", "save"}
+        wrong = self.form.errors or not self.form.detachable or self.varying.errors
+        can = set() if wrong or alive else {"launch"}
+        sweep = self.swept is not None
+        if alive and (state in ("starting", "running") or (sweep and state == "evaluating")):
+            can |= {"pause", "stop"} if sweep else {"pause", "stop", "save"}
         if alive and state in ("paused", "evaluating"):
             can |= {"stop"}
         if (alive and state == "paused") or (state in ("stopped", "failed", "lost") and not alive and self.run.job):
             can |= {"resume"}
         return frozenset(can)
 
-    def _free(self) -> str:
+    @property
+    def free(self) -> str:
+        """Where what is launched next goes."""
         asked = self.form.values
-        return str(fresh(self.folder / f"{asked['variant']}-{asked['site']}"))
+        name = f"{asked['variant']}-{asked['site']}"
+        return str(fresh(self.folder / (f"sweep-{name}" if self.varying.active else name)))
 
 
 def thinned(rows: pd.DataFrame, most: int = MOST) -> pd.DataFrame:

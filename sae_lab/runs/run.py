@@ -66,6 +66,11 @@ class Run:
         return read_json(file) if file.exists() else {}
 
     @property
+    def kind(self) -> str:
+        """ "training", "sweep", or "" where there is no run."""
+        return (self.config or self.job).get("kind", "training") if self.exists else ""
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """The log as it was written, oldest first."""
         return read_lines(self.folder / "log.jsonl")

@@ -51,7 +51,7 @@ def suite(
 def asked(folder: str | Path, variants: Any = (), **knobs: Any) -> Plan:
     """The sweep that these knobs describe; `sample`, if nothing is said of it, is that of the sweep in the folder."""
     there = Run(folder)
-    if knobs.get("sample") is None and there.exists and there.config.get("kind") == "sweep":
+    if knobs.get("sample") is None and there.kind == "sweep":
         knobs["sample"] = there.config["job"]["train"]["sample"]
     plan = Plan.of(variants, **knobs)
     if plan.over or None in plan.k:

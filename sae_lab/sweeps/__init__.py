@@ -2,4 +2,4 @@
 
 from .plan import Asked, Plan
 from .results import Sweep
-from .work import run_sweep, sweep
+from .work import launch_sweep, run_sweep, sweep

@@ -42,9 +42,9 @@ class Sweep:
             FileNotFoundError: if it holds no sweep.
         """
         run = Run(folder)
-        saved = (run.config or run.job) if run.exists else {}
-        if saved.get("kind") != "sweep":
+        if run.kind != "sweep":
             raise FileNotFoundError(f"No sweep in {str(folder)!r}. Give a folder that sweep(folder=...) wrote.")
+        saved = run.config or run.job
         return cls.read(
             Plan.from_json({key: value for key, value in saved.items() if key not in ("kind", "cwd")}), folder
         )

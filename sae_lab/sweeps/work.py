@@ -55,13 +55,22 @@ def sweep(
     """
     plan, folder = Plan.of(variants, **knobs).check(detach), Path(folder)
     if detach:
-        run, asked = Launched(folder.absolute()), {"kind": "sweep", **plan.to_json()}
-        run.describe(asked)  # another sweep's folder is refused here, not by the process
-        begin(run, asked)
+        launch_sweep(plan, folder)
         return Sweep.read(plan, folder)
     for _ in run_sweep(plan, folder):
         pass
     return Sweep.load(folder)
+
+
+def launch_sweep(plan: Plan, folder: str | Path) -> Launched:
+    """A process of its own that trains and measures a plan.
+
+    Raises:
+        ValueError, KeyError, TypeError, RunInUse: as `sweep`.
+    """
+    run, asked = Launched(Path(folder).absolute()), {"kind": "sweep", **plan.check(detached=True).to_json()}
+    run.describe(asked)  # another sweep's folder is refused here, not by the process
+    return begin(run, asked)
 
 
 def run_sweep(plan: Plan, folder: str | Path) -> Iterator[Step]:
@@ -182,6 +191,7 @@ class _Work:
     def _measure(self, asked: Asked) -> None:
         run, tokens = self._run(asked), self.plan.job.evaluation
         if run.trained and not run.eval:
+            self.run.mark("evaluating")
             found = evaluate(run.sae.to(self.lm.device), self.lm, tokens=tokens, spliced=min(SPLICED, tokens))
             run.write_eval(found.to_json())
 

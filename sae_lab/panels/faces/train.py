@@ -15,6 +15,7 @@ from ..training import ACTIONS, Training, View
 from .curves import Curves
 from .form import FormPanel
 from .panel import Panel
+from .sweep import SweepForm, SweptView
 
 NAMES = {"launch": "Launch", "pause": "Pause", "resume": "Resume", "stop": "Stop", "save": "Save now"}
 ICONS = {"launch": "rocket", "pause": "pause", "resume": "play", "stop": "stop", "save": "save"}
@@ -47,8 +48,11 @@ class TrainPanel(Panel):
         self.training = Training(TrainingForm(variant, **knobs), folder)
         self.selection = selection if selection is not None else Selection()
         self._form = FormPanel(self.training.form)
-        self._form.on_change(self.show)
-        self._settings = W.Accordion([self._form], titles=("What to train",), selected_index=None if run else 0)
+        self._over = SweepForm(self.training, self.show)
+        self._form.on_change(self._changed)
+        self._settings = W.Accordion(
+            [self._form, self._over], titles=("What to train", "Sweep over"), selected_index=None if run else 0
+        )
         self._attach = W.Dropdown(
             description="show run", options=["", *self.training.runs], style={"description_width": "5rem"}
         )
@@ -63,10 +67,12 @@ class TrainPanel(Panel):
         self._pricing = False
         self._cost, self._state, self._bar = W.HTML(), W.HTML(), W.FloatProgress(min=0.0, max=1.0)
         self._bar.layout.width = "100%"
-        self._curves, self._words = Curves(), W.HTML()
+        self._curves, self._words, self._swept = Curves(), W.HTML(), SweptView(self.selection)
         row = W.HBox([*self._buttons.values(), self._price, self._attach])
         row.add_class("sae-buttons")
-        super().__init__(self._settings, row, self._cost, self._state, self._bar, self._curves, self._words)
+        super().__init__(
+            self._settings, row, self._cost, self._state, self._bar, self._curves, self._swept, self._words
+        )
         if run:
             self.attach(run)
         self.show()
@@ -85,6 +91,10 @@ class TrainPanel(Panel):
         self.training.attach(run)
         self._chosen()
 
+    def _changed(self) -> None:
+        self._over.show()
+        self.show()
+
     def _switched(self, run: str) -> None:
         if run and run != self._name:
             self.attach(run)
@@ -98,14 +108,22 @@ class TrainPanel(Panel):
         view = self.training.view()
         for name, button in self._buttons.items():
             button.disabled = name not in view.can
+        self._buttons["launch"].description = "Launch sweep" if self.training.varying.active else NAMES["launch"]
         self._state.value = _headline(self._name, view)
         self._bar.value, self._bar.bar_style = view.share, _style(view.state)
         self._curves.show(view.curves)
+        self._swept.show(self.training.swept)
         self._words.value = _numbers(view) + _words(view)
 
     def snapshot(self) -> str:
         view = self.training.view()
-        return _headline(self._name, view, now=False) + _numbers(view) + _sparklines(view) + _words(view)
+        return (
+            _headline(self._name, view, now=False)
+            + _numbers(view)
+            + _sparklines(view)
+            + self._swept.snapshot()
+            + _words(view)
+        )
 
     @property
     def _name(self) -> str:
@@ -134,8 +152,9 @@ class TrainPanel(Panel):
             return
         if cost is not None:
             short, self._pricing = cost.shortage, False
+            alone = "One SAE of the sweep by itself: " if self.training.varying.active else ""
             self._cost.value = look.told(
-                f"{cost}" + (f". This machine is short of {short}" if short else ""), bool(short)
+                f"{alone}{cost}" + (f". This machine is short of {short}" if short else ""), bool(short)
             )
 
     def __repr__(self) -> str:

@@ -1,0 +1,219 @@
+"""A sweep from the training panel: what is typed, what it asks for, and how its SAEs are shown."""
+
+import json
+import os
+import time
+
+import pytest
+from small import small_llama
+from test_panels import HOSTILE, log, texts, until, written
+
+import sae_lab as sl
+from sae_lab.launcher import Launched, active
+from sae_lab.panels import Training, TrainingForm, TrainPanel
+from sae_lab.runs import Run
+from sae_lab.sweeps import Plan
+
+SMALL = {"d_sae": 32, "k": 4, "batch": 64, "tokens": 6400, "log_every": 1}
+
+
+@pytest.fixture
+def panel(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_lab.panels.faces.panel.Panel.watch", lambda self: None)
+    return TrainPanel("topk", folder=tmp_path, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    small_llama(folder / "model")
+    texts = [f"A text about number {i} and what came after {i * 7 % 31}." for i in range(400)]
+    (folder / "text.txt").write_text("<|endoftext|>".join(texts))
+    return {"model": str(folder / "model"), "text": str(folder / "text.txt"), "context": 64}
+
+
+def swept(folder, plan: Plan, done: int) -> Run:
+    """A sweep's folder with some of its SAEs trained."""
+    run = Run(folder / "sweep")
+    run.describe({"kind": "sweep", **plan.to_json()})
+    for i, asked in enumerate(plan.saes[:done]):
+        one = written(run.folder, "done", name=asked.name, done=10 + i)
+        found = {"l0": 4.0, "fvu": 0.5 + i / 10, "ce_recovered": 0.9, "dead": 0.25}
+        one.write_eval({name: {"value": value} for name, value in found.items()})
+    run.beat("running", step=5, steps=40, tokens=320, rate=100.0, eta=9.0)
+    return run
+
+
+# What is typed
+
+
+def test_several_values_of_any_knob_are_a_sweep(panel):
+    training, form = panel.training, panel._over
+    assert not training.varying.active and panel._buttons["launch"].description == "Launch"
+    form.set("lr", "1e-3, 3e-4")
+    form.set("k", "4,8")
+    form.set("aux_weight", "0")
+    form.set("seeds", 2)
+    plan = training.varying.plan
+    assert (plan.variants, plan.k, plan.d_sae, plan.seeds) == (("topk",), (4, 8), (32,), 2)
+    assert plan.over == {"lr": (1e-3, 3e-4), "aux_weight": (0,)} and plan.job.train.batch == 64
+    assert "8 SAEs in 2 passes over the text: the model reads 12,800 tokens" in texts(panel)
+    assert panel._buttons["launch"].description == "Launch sweep" and not panel._buttons["launch"].disabled
+    asked = []
+    call = training.varying.call("there")
+    eval(call, {"sl": type("sl", (), {"sweep": lambda *a, folder, detach, **k: asked.append(Plan.of(*a, **k))})})
+    assert asked == [plan] and "sweep-topk-L2R" in form._foot.value
+    for name in ("lr", "k", "aux_weight"):
+        form.set(name, "")
+    form.set("seeds", 1)
+    assert not training.varying.active and "begins a sweep" in form._foot.value
+
+
+def test_every_knob_that_the_form_has_can_vary_but_for_those_of_the_machine(panel):
+    rows = panel.training.varying.rows
+    left = set(panel.training.form.rows) - set(rows)
+    assert left == {"model", "device", "dtype", "seed", "run", "evaluation"}
+    for name in rows:
+        panel.training.varying.begin(name)
+        assert panel.training.varying.asked.pop(name) != ""
+    with pytest.raises(TypeError, match=r"cannot vary 'seed'\. Did you mean"):
+        panel._over.set("seed", "1,2")
+
+
+def test_a_click_begins_a_row_with_the_value_of_the_form(panel):
+    panel._over._pick.value = "lr"
+    panel._over._pick.value = "tokens"
+    assert list(panel._over._rows) == ["lr", "tokens"] and panel._over._pick.value.startswith("vary")
+    assert panel.training.varying.asked == {"lr": "None", "tokens": "6400"}
+    assert "lr" not in panel._over._pick.options
+    panel._over._rows["lr"][1].value = "1e-3,1e-4"
+    assert panel.training.varying.values["lr"] == [1e-3, 1e-4]
+    panel._over._rows["tokens"][0].children[1].click()
+    assert list(panel._over._rows) == ["lr"] and "tokens" in panel._over._pick.options
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("k", "4, many", "k='many' must be int"),
+        ("lr", "1e-3, 7", "lr=7 must lie in"),
+        ("k", "4, 4", "each once"),
+        ("d_sae", "32, 2", "k=4 must be at most d_sae=2"),
+        ("text", "a/b, a_b", "alike in a folder"),
+        ("variant", "topk, topkk", "is not one of"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_can_be_launched(panel, name, given, said):
+    panel._over.set(name, given)
+    assert said in texts(panel).replace("&#x27;", "'") and panel._buttons["launch"].disabled
+    panel._over.set(name, "")
+    assert not panel._buttons["launch"].disabled
+
+
+def test_variants_vary_and_each_has_the_knobs_it_knows(panel):
+    panel._form.set("aux_weight", "0.25")
+    panel._over.set("variant", "topk, jumprelu, batchtopk")
+    plan = panel.training.varying.plan.check()
+    own = {asked.variant: plan.job_of(asked, plan_folder()).sae for asked in plan.saes}
+    assert own["topk"]["aux_weight"] == own["batchtopk"]["aux_weight"] == 0.25
+    assert own["topk"]["k"] == own["batchtopk"]["k"] == own["jumprelu"]["target_l0"] == 4
+    panel._form.set("variant", "relu")  # another form: what it has no knob for is left out
+    panel._over.set("aux_weight", "")
+    assert "sae-wrong" not in panel._over._foot.value
+
+
+def plan_folder():
+    return Run("x").folder
+
+
+def test_without_an_l0_to_ask_for_a_penalty_can_vary(tmp_path):
+    training = Training(TrainingForm("relu", d_sae=32, tokens=6400, batch=64), tmp_path)
+    name = next(n for n in training.varying.rows if n.startswith("l1"))
+    training.varying.set(name, "0.1, 1")
+    assert training.varying.plan.check().k == (None,) and training.varying.errors == {}
+
+
+# How its SAEs are shown
+
+
+def test_a_sweep_is_shown_with_a_row_and_a_curve_for_each_sae(panel, tmp_path):
+    plan = Plan.of(["topk"], k=[4], d_sae=[32], seeds=2, lr=[1e-3, 3e-4], tokens=6400, batch=64)
+    run = swept(tmp_path, plan, 2)
+    panel.attach(run.folder)
+    rows = panel.training.swept.table
+    assert rows["fvu"].tolist()[:2] == [0.5, 0.6] and rows["fvu"].isna().tolist() == [False, False, True, True]
+    assert list(rows.columns[:2]) == ["lr", "seed"] and len(panel._swept._grid.rows) == 4
+    figure = panel._swept._curves.children[0].figure
+    assert [trace.name for trace in figure.data] == [asked.name for asked in plan.saes[:2]]
+    assert [len(trace.x) for trace in figure.data] == [10, 11]
+    by_knob = panel._swept._against.children[0].figure
+    assert by_knob.layout.xaxis.title.text == "lr" and len(panel._swept._front.children[0].figure.data)
+    log(Run(run.folder / plan.saes[1].name), 12)
+    panel.refresh()
+    assert len(panel._swept._curves.children[0].figure.data[1].x) == 12
+    panel._swept._grid.on_top = str(run.folder / plan.saes[0].name)
+    assert panel.selection.run == str(run.folder / plan.saes[0].name)
+    assert "running" in panel._state.value and "step 5 of 40" in panel._state.value
+    assert "<svg" not in panel._swept.snapshot() and "0.6" in panel.snapshot()
+    panel.attach(run.folder / plan.saes[0].name)
+    assert panel.training.swept is None and panel._swept.layout.display == "none"
+
+
+def test_nothing_new_sends_nothing(panel, tmp_path):
+    plan = Plan.of(["topk"], k=[4], d_sae=[32], seeds=2, tokens=6400, batch=64)
+    run = swept(tmp_path, plan, 2)
+    run.mark("done")
+    panel.attach(run.folder)
+    before = panel._swept._curves.children[0].figure
+    panel.refresh()
+    assert panel._swept._curves.children[0].figure is before
+
+
+def test_a_sweep_that_measures_can_be_stopped_and_is_not_killed(tmp_path):
+    plan = Plan.of(["topk"], k=[4], d_sae=[32], seeds=2, tokens=6400, batch=64)
+    run = swept(tmp_path, plan, 1)
+    run.mark("evaluating")
+    training = Training(TrainingForm("topk", **SMALL), tmp_path)
+    training.attach(run.folder)
+    assert training.view().can == {"pause", "stop"} and not training.run.measuring
+    with pytest.raises(TimeoutError):  # this process, which would be gone
+        Launched(run.folder).stop(timeout=0.2)
+    assert run.wanted == "stop" and run.status["pid"] == os.getpid()
+
+
+def test_runs_at_work_are_named_where_none_is_shown(panel, tmp_path):
+    assert "active" not in panel._state.value
+    run = written(tmp_path, "running", name="<b>one")
+    plan = Plan.of(["topk"], k=[4], d_sae=[32], seeds=2, tokens=6400, batch=64)
+    sweep = swept(tmp_path, plan, 0)
+    written(sweep.folder, "running", name=plan.saes[0].name)
+    assert active(tmp_path) == sorted([str(run.folder), str(sweep.folder)])
+    panel.training._looked = -1e9
+    panel.refresh()
+    assert "2 runs are active: " in panel._state.value and "<b>" not in panel._state.value
+
+
+def test_hostile_values_are_text(panel):
+    panel._over.set("text", HOSTILE)
+    for shown in (panel._over._foot.value, panel._over.snapshot(), texts(panel._over)):
+        assert "<script" not in shown.replace(panel.training.varying.asked["text"], "") and "\x1b[31m" not in (
+            panel._over._foot.value
+        )
+
+
+def test_a_sweep_is_launched_and_ends_measured(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    knobs = SMALL | model | {"site": "L1R", "evaluation": 200, "calibration_tokens": 256, "sample": 256, "tokens": 640}
+    training = Training(TrainingForm("topk", **knobs), tmp_path)
+    training.varying.set("lr", "1e-2, 1e-3")
+    training.ask("launch")
+    assert training.swept is not None and training.run.folder.name == "sweep-topk-L1R"
+    until(lambda: training.view().state == "done", 120)
+    until(lambda: training.swept.read() or training.swept.table["fvu"].notna().all(), 10)
+    assert training.swept.table["fvu"].notna().all() and set(training.swept.logs) == {
+        "topk-k4-d32-lr0.01-s0",
+        "topk-k4-d32-lr0.001-s0",
+    }
+    assert json.loads((training.run.folder / "job.json").read_text())["over"] == {"lr": [1e-2, 1e-3]}
+    assert sl.Sweep.load(training.run.folder).plan == training.varying.plan
+    assert time.time() - training.run.status["heartbeat"] < 600
