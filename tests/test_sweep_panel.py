@@ -48,7 +48,7 @@ def swept(folder, plan: Plan, done: int) -> Run:
 
 
 def test_several_values_of_any_knob_are_a_sweep(panel):
-    training, form = panel.training, panel._over
+    training, form = panel.training, panel.over
     assert not training.varying.active and panel._buttons["launch"].description == "Launch"
     form.set("lr", "1e-3, 3e-4")
     form.set("k", "4,8")
@@ -77,19 +77,19 @@ def test_every_knob_that_the_form_has_can_vary_but_for_those_of_the_machine(pane
         panel.training.varying.begin(name)
         assert panel.training.varying.asked.pop(name) != ""
     with pytest.raises(TypeError, match=r"cannot vary 'seed'\. Did you mean"):
-        panel._over.set("seed", "1,2")
+        panel.over.set("seed", "1,2")
 
 
 def test_a_click_begins_a_row_with_the_value_of_the_form(panel):
-    panel._over._pick.value = "lr"
-    panel._over._pick.value = "tokens"
-    assert list(panel._over._rows) == ["lr", "tokens"] and panel._over._pick.value.startswith("vary")
+    panel.over._pick.value = "lr"
+    panel.over._pick.value = "tokens"
+    assert list(panel.over._rows) == ["lr", "tokens"] and panel.over._pick.value.startswith("vary")
     assert panel.training.varying.asked == {"lr": "None", "tokens": "6400"}
-    assert "lr" not in panel._over._pick.options
-    panel._over._rows["lr"][1].value = "1e-3,1e-4"
+    assert "lr" not in panel.over._pick.options
+    panel.over._rows["lr"][1].value = "1e-3,1e-4"
     assert panel.training.varying.values["lr"] == [1e-3, 1e-4]
-    panel._over._rows["tokens"][0].children[1].click()
-    assert list(panel._over._rows) == ["lr"] and "tokens" in panel._over._pick.options
+    panel.over._rows["tokens"][0].children[1].click()
+    assert list(panel.over._rows) == ["lr"] and "tokens" in panel.over._pick.options
 
 
 @pytest.mark.parametrize(
@@ -104,22 +104,22 @@ def test_a_click_begins_a_row_with_the_value_of_the_form(panel):
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_can_be_launched(panel, name, given, said):
-    panel._over.set(name, given)
+    panel.over.set(name, given)
     assert said in texts(panel).replace("&#x27;", "'") and panel._buttons["launch"].disabled
-    panel._over.set(name, "")
+    panel.over.set(name, "")
     assert not panel._buttons["launch"].disabled
 
 
 def test_variants_vary_and_each_has_the_knobs_it_knows(panel):
     panel._form.set("aux_weight", "0.25")
-    panel._over.set("variant", "topk, jumprelu, batchtopk")
+    panel.over.set("variant", "topk, jumprelu, batchtopk")
     plan = panel.training.varying.plan.check()
     own = {asked.variant: plan.job_of(asked, plan_folder()).sae for asked in plan.saes}
     assert own["topk"]["aux_weight"] == own["batchtopk"]["aux_weight"] == 0.25
     assert own["topk"]["k"] == own["batchtopk"]["k"] == own["jumprelu"]["target_l0"] == 4
     panel._form.set("variant", "relu")  # another form: what it has no knob for is left out
-    panel._over.set("aux_weight", "")
-    assert "sae-wrong" not in panel._over._foot.value
+    panel.over.set("aux_weight", "")
+    assert "sae-wrong" not in panel.over._foot.value
 
 
 def plan_folder():
@@ -194,10 +194,10 @@ def test_runs_at_work_are_named_where_none_is_shown(panel, tmp_path):
 
 
 def test_hostile_values_are_text(panel):
-    panel._over.set("text", HOSTILE)
-    for shown in (panel._over._foot.value, panel._over.snapshot(), texts(panel._over)):
+    panel.over.set("text", HOSTILE)
+    for shown in (panel.over._foot.value, panel.over.snapshot(), texts(panel.over)):
         assert "<script" not in shown.replace(panel.training.varying.asked["text"], "") and "\x1b[31m" not in (
-            panel._over._foot.value
+            panel.over._foot.value
         )
 
 

@@ -104,9 +104,7 @@ class Steering(Work):
         usual = {"max_new_tokens": 40, "temperature": 0.0, "top_p": 1.0, "seed": 0}
         how = "".join(f", {name}={value!r}" for name, value in given.items() if value != usual[name])
         return (
-            "from sae_lab.steering import Push\n\n"
-            f"sae = sl.load_sae({str(self.run.folder)!r})\n"
-            f"print(sl.steer(sae, lm, [{pushes}], {self.prompt!r}{how}))"
+            f"sae = sl.load_sae({str(self.run.folder)!r})\nprint(sl.steer(sae, lm, [{pushes}], {self.prompt!r}{how}))"
         )
 
     def _write(self, prompt: str, pushes: list[Push], how: dict[str, Any]) -> None:
@@ -139,4 +137,4 @@ def _called(push: Push) -> str:
     given = "".join(
         f", {name}={getattr(push, name)!r}" for name, value in usual.items() if getattr(push, name) != value
     )
-    return f"Push({push.latent}{given})"
+    return f"sl.Push({push.latent}{given})"

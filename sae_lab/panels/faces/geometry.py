@@ -77,6 +77,13 @@ class GeometryPanel(Panel):
             raise ValueError(f"No latent {latent!r} in {run}.")
         self._look(point)
 
+    def wait(self, timeout: float | None = None) -> "GeometryPanel":
+        """This panel, once concepts and UMAP are there."""
+        self.geometry.wait(timeout)
+        self.geometry.map.wait(timeout)
+        self.refresh()
+        return self
+
     def refresh(self) -> None:
         """Draws what has come since the last look: UMAP, densities, concepts, splits."""
         g = self.geometry

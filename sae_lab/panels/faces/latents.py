@@ -7,6 +7,7 @@ from typing import Any
 
 import ipywidgets as W
 import numpy as np
+import pandas as pd
 
 from ...models import LM
 from ...runs import Run
@@ -85,6 +86,17 @@ class LatentsPanel(Panel):
         """Shows a latent, here and in all panels of the selection."""
         self.selection.latent = int(latent)
 
+    def search(self, words: str) -> pd.DataFrame:
+        """As if it was typed; the rows that are found."""
+        self._search.value = words
+        return self._shown() if self.ready else pd.DataFrame()
+
+    def wait(self, timeout: float | None = None) -> "LatentsPanel":
+        """This panel, once it has read what it began to."""
+        if self._work is not None:
+            self._work.join(timeout)
+        return self
+
     def gather(self, tokens: int = TOKENS) -> None:
         """Reads text in the background, so that every latent has something to show."""
         if self._work is None or not self._work.is_alive():
@@ -111,7 +123,7 @@ class LatentsPanel(Panel):
         self._list()
         self._draw()
 
-    def _shown(self):
+    def _shown(self) -> pd.DataFrame | None:
         if not self.ready:
             return None
         text = self._try.value.strip()

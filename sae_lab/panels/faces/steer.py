@@ -125,6 +125,13 @@ class SteerPanel(Panel):
         self.steering.prompt = self._prompt.value
         self.steering.write(**self._how)
 
+    def wait(self, timeout: float | None = None) -> "SteerPanel":
+        """This panel, once nothing is being written or measured."""
+        if self.steering is not None:
+            self.steering.wait(timeout)
+        self.refresh()
+        return self
+
     def measure(self) -> None:
         """Measures the pushes at several strengths."""
         if not self._concept.value:

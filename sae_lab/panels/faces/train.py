@@ -48,10 +48,10 @@ class TrainPanel(Panel):
         self.training = Training(TrainingForm(variant, **knobs), folder)
         self.selection = selection if selection is not None else Selection()
         self._form = FormPanel(self.training.form)
-        self._over = SweepForm(self.training, self.show)
+        self.over = SweepForm(self.training, self.show)
         self._form.on_change(self._changed)
         self._settings = W.Accordion(
-            [self._form, self._over], titles=("What to train", "Sweep over"), selected_index=None if run else 0
+            [self._form, self.over], titles=("What to train", "Sweep over"), selected_index=None if run else 0
         )
         self._attach = W.Dropdown(
             description="show run", options=["", *self.training.runs], style={"description_width": "5rem"}
@@ -86,13 +86,23 @@ class TrainPanel(Panel):
             self._chosen()
         self.show()
 
+    def wait(self, timeout: float | None = None) -> "TrainPanel":
+        """This panel, once its run has ended.
+
+        Raises:
+            TimeoutError, RuntimeError: as `Launched.wait`.
+        """
+        self.training.run.wait(timeout)
+        self.show()
+        return self
+
     def attach(self, run: str | Path) -> None:
         """Shows another run, with its history."""
         self.training.attach(run)
         self._chosen()
 
     def _changed(self) -> None:
-        self._over.show()
+        self.over.show()
         self.show()
 
     def _switched(self, run: str) -> None:
