@@ -19,7 +19,8 @@ STYLE = """<style>
 .sae-panel .sae-wrong { color: var(--jp-ui-font-color1, #212121); font-weight: 600;
   border-left: 3px solid var(--jp-error-color1, #d32f2f); padding-left: 0.4rem; overflow-wrap: anywhere; }
 .sae-panel .sae-code { margin: 0.25rem 0; padding: 0.4rem 0.6rem; white-space: pre-wrap; overflow-wrap: anywhere;
-  line-height: 1.45; font-family: var(--jp-code-font-family, monospace); font-size: var(--jp-code-font-size, 13px);
+  word-break: normal; line-height: 1.45;
+  font-family: var(--jp-code-font-family, monospace); font-size: var(--jp-code-font-size, 13px);
   color: var(--jp-content-font-color1, #111); background: var(--jp-layout-color2, #eee); user-select: all; }
 .sae-panel .sae-buttons { flex-flow: row wrap; align-items: center; gap: 0.25rem; }
 .sae-headline { font-size: var(--jp-ui-font-size1, 13px); line-height: 1.5; overflow-wrap: anywhere; }

@@ -92,7 +92,7 @@ class Training:
         Raises:
             FileNotFoundError: if there is none.
         """
-        found = run if isinstance(run, Launched) else Launched(run)
+        found = Launched(_called(run.folder if isinstance(run, Launched) else Path(run)))
         if not found.exists:
             raise FileNotFoundError(f"No run in {str(found.folder)!r}. There are: {', '.join(self.runs) or 'none'}.")
         self.run = found
@@ -170,7 +170,12 @@ class Training:
     def _examined(self) -> "tuple[Finding, ...]":
         from ..diagnosis import doctor
 
-        return tuple(doctor(self.run).findings)
+        try:
+            return tuple(doctor(self.run).findings)
+        except (KeyError, ValueError, TypeError, OSError) as error:  # files lie
+            said = f"This run cannot be examined: {type(error).__name__}: {error}"
+            self._notes = tuple(dict.fromkeys((*self._notes, said)))
+            return ()
 
     def _read(self) -> bool:
         """Whether the log, or what was recovered, has something new; it is then in `_curves` and `_notes`."""
@@ -216,6 +221,12 @@ class Training:
         asked = self.form.values
         name = f"{asked['variant']}-{asked['site']}"
         return str(fresh(self.folder / (f"sweep-{name}" if self.varying.active else name)))
+
+
+def _called(folder: Path) -> Path:
+    """As other panels call it: from where this process works, if it is there."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def thinned(rows: pd.DataFrame, most: int = MOST) -> pd.DataFrame:

@@ -7,7 +7,10 @@ import anywidget
 import pandas as pd
 import traitlets as T
 
+from .. import look
+
 MOST = 200  # rows that are drawn; what is beyond is counted
+LONGEST = 400  # characters of a cell
 
 
 class Grid(anywidget.AnyWidget):
@@ -32,7 +35,7 @@ class Grid(anywidget.AnyWidget):
         """Draws a frame; what was chosen and is still there stays chosen."""
         part = frame.head(MOST)
         numeric = {name: pd.api.types.is_numeric_dtype(part[name]) for name in part}
-        self.columns = [[name, numeric[name]] for name in part]
+        self.columns = [[look.seen(name), numeric[name]] for name in part]
         self.rows = [
             [str(label), *(_cell(value, numeric[name]) for name, value in zip(part, row))]
             for label, row in zip(part.index, part.itertuples(index=False, name=None))
@@ -46,6 +49,6 @@ def _cell(value: Any, numeric: bool) -> Any:
     if pd.isna(value):
         return [None, ""] if numeric else ""
     if not numeric:
-        return str(value)
+        return look.seen(str(value)[:LONGEST])
     whole = float(value).is_integer() and abs(value) < 1e15
     return [float(value), f"{int(value):,}" if whole else f"{value:.4g}"]

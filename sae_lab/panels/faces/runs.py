@@ -27,7 +27,7 @@ class RunsPanel(Panel):
             placeholder="filter: batchtopk L2R done ...", continuous_update=True, description="runs with"
         )
         self._filter.observe(self.stay(lambda change: self.filter(change["new"])), "value")
-        self._number = W.Dropdown(description="curve of", options=["fvu"])
+        self._number = W.Dropdown(description="curve of", options=[("fvu", "fvu")])
         self._number.observe(self.stay(lambda _: self._draw()), "value")
         self._save, self._count = W.HTML(), W.HTML()
         self._grid = Grid(empty=f"No runs in {folder}. Train one: sl.panels.TrainPanel(), or sae-lab train.")
@@ -84,8 +84,9 @@ class RunsPanel(Panel):
     def _draw(self) -> None:
         chosen = self.chosen
         numbers = self.runs.numbers(chosen) or ["fvu"]
-        if list(self._number.options) != numbers:
-            self._number.options = numbers
+        options = [(look.seen(name), name) for name in numbers]
+        if list(self._number.options) != options:
+            self._number.options = options
         self._curves.children = (
             [LiveFigure(self.runs.curves(chosen, self._number.value))] if chosen else [_hint("its curve")]
         )

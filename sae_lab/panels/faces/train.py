@@ -11,7 +11,7 @@ from ...saes import variant as known
 from .. import look
 from ..forms import TrainingForm
 from ..selection import Selection
-from ..training import ACTIONS, Training, View
+from ..training import ACTIONS, EVERY, Training, View
 from .curves import Curves
 from .form import FormPanel
 from .panel import Panel
@@ -53,9 +53,7 @@ class TrainPanel(Panel):
         self._settings = W.Accordion(
             [self._form, self.over], titles=("What to train", "Sweep over"), selected_index=None if run else 0
         )
-        self._attach = W.Dropdown(
-            description="show run", options=["", *self.training.runs], style={"description_width": "5rem"}
-        )
+        self._attach = W.Dropdown(description="show run", options=[("", "")], style={"description_width": "5rem"})
         self._attach.observe(self.stay(lambda change: self._switched(change["new"])), "value")
         self._buttons = {
             name: W.Button(description=NAMES[name], icon=ICONS[name], tooltip=HELP[name]) for name in ACTIONS
@@ -67,6 +65,7 @@ class TrainPanel(Panel):
         self._pricing = False
         self._cost, self._state, self._bar = W.HTML(), W.HTML(), W.FloatProgress(min=0.0, max=1.0)
         self._bar.layout.width = "100%"
+        self._listed = 0.0
         self._curves, self._words, self._swept = Curves(), W.HTML(), SweptView(self.selection)
         row = W.HBox([*self._buttons.values(), self._price, self._attach])
         row.add_class("sae-buttons")
@@ -112,6 +111,8 @@ class TrainPanel(Panel):
     def refresh(self) -> None:
         self.show()
         self._priced()
+        if time.monotonic() - self._listed > EVERY:
+            self._list()
 
     def show(self) -> None:
         """Draws how the training stands."""
@@ -141,13 +142,17 @@ class TrainPanel(Panel):
 
     def _chosen(self) -> None:
         """Tells the other panels which run it is, and names it among those there are now."""
-        self.selection.run = name = str(self.training.run.folder)
-        options = ["", *self.training.runs]
-        if list(self._attach.options) != options:
-            self._attach.options = options
-        if name in options:
-            self._attach.value = name
+        self.selection.run = str(self.training.run.folder)
+        self._list()
         self.show()
+
+    def _list(self) -> None:
+        """Offers the runs there are now."""
+        self._listed = time.monotonic()
+        runs = ["", *self.training.runs]
+        if sorted(run for _, run in self._attach.options) != sorted(runs):  # those at work change places all the time
+            self._attach.options = [(look.seen(run), run) for run in runs]
+        self._attach.value = self._name if self._name in runs else ""
 
     def _priced(self, begin: bool = False) -> None:
         """Shows what the training would cost, or begins to measure it."""
