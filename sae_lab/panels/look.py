@@ -26,7 +26,7 @@ STYLE = """<style>
 .sae-headline { font-size: var(--jp-ui-font-size1, 13px); line-height: 1.5; overflow-wrap: anywhere; }
 .sae-figures { display: flex; flex-wrap: wrap; gap: 0.25rem 1.5rem; font-variant-numeric: tabular-nums; }
 .sae-figures b { font-weight: 600; }
-.sae-spark { stroke: currentColor; fill: none; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+.sae-spark { vector-effect: non-scaling-stroke; }
 .sae-panel .widget-html-content td { padding: 0 0.75rem 0 0; line-height: 1.6; }
 .sae-notes { margin: 0.25rem 0; padding-left: 1.1rem; }
 .sae-tokens { font: 13px/1.9 var(--jp-code-font-family, ui-monospace, monospace); white-space: pre-wrap;
@@ -71,7 +71,7 @@ def headline(state: str, said: str) -> str:
 
 def figures(shown: Iterable[tuple[str, str]]) -> str:
     """Names with their numbers, side by side."""
-    cells = "".join(f"<span>{esc(name)} <b>{esc(number)}</b></span>" for name, number in shown)
+    cells = "".join(f"<span>{esc(name)} <b>{esc(number)}</b></span> " for name, number in shown)
     return f'<div class="sae-figures">{cells}</div>' if cells else ""
 
 
@@ -90,7 +90,8 @@ def sparkline(name: str, x: Sequence[float], y: Sequence[float]) -> str:
     points = " ".join(f"{a:.1f},{d:.1f}" for a, d in zip(across, down))
     said = f"{esc(name)}: {y[-1]:.4g}, from {y[0]:.4g}, between {low:.4g} and {high:.4g}"
     size = f'width="{width}" height="{height}" role="img" aria-label="{said}"'
-    line = f'<svg class="sae-spark" {size}><polyline points="{points}"/></svg>'
+    ink = 'fill="none" stroke="currentColor" stroke-width="1.5"'  # here, where style sheets are taken away
+    line = f'<svg class="sae-spark" {size}><polyline {ink} points="{points}"/></svg>'
     return f'<figure style="margin:0"><figcaption>{esc(name)} {y[-1]:.4g}</figcaption>{line}</figure>'
 
 
@@ -146,6 +147,6 @@ def text(prompt: str, written: str) -> str:
 
 
 def frame(rows: pd.DataFrame) -> str:
-    """A small table with its heads."""
-    shown = rows.map(lambda value: f"{value:.4g}" if isinstance(value, float) else value)
+    """A small table with its heads; empty cells where nothing is known."""
+    shown = rows.map(lambda value: ("" if value != value else f"{value:.4g}") if isinstance(value, float) else value)
     return table([tuple(shown.columns), *shown.itertuples(index=False, name=None)])

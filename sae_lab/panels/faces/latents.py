@@ -106,8 +106,7 @@ class LatentsPanel(Panel):
 
     def snapshot(self) -> str:
         shown = self._shown()
-        rows = shown.head(20).reset_index().map(_written) if shown is not None else None
-        listed = look.table([tuple(rows.columns), *rows.itertuples(index=False, name=None)]) if rows is not None else ""
+        listed = look.frame(shown.head(20).reset_index(names="latent")) if shown is not None else ""
         return listed + self._card.value
 
     @property
@@ -207,10 +206,6 @@ class LatentsPanel(Panel):
     def __repr__(self) -> str:
         run = self.latents.run.folder if self.latents is not None else "no run"
         return f"<latents panel: {run}, latent {self.selection.latent if self.selection.latent >= 0 else 'none'}>"
-
-
-def _written(value: Any) -> Any:
-    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def _neighbours(card: Card) -> list[tuple[int, str]]:

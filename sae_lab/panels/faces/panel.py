@@ -60,7 +60,7 @@ class Panel(W.VBox):
             self._ticker.start()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        return super()._repr_mimebundle_(**kwargs) | {"text/html": self.snapshot()}
+        return super()._repr_mimebundle_(**kwargs) | {"text/html": look.STYLE + self.snapshot()}
 
 
 def _tick(panel: "weakref.ref[Panel]") -> None:

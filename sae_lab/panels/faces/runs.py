@@ -75,8 +75,7 @@ class RunsPanel(Panel):
 
     def snapshot(self) -> str:
         frame = self.runs.table()
-        shown = frame.map(lambda value: f"{value:.4g}" if isinstance(value, float) else "" if value is None else value)
-        return look.table([tuple(frame.columns), *shown.itertuples(index=False, name=None)])
+        return look.frame(frame.astype(object).where(frame.notna(), ""))
 
     def _looked_at(self, change: dict) -> None:
         self.selection.run = change["new"]

@@ -71,6 +71,8 @@ class SweepForm(Panel):
             self._showing = False
 
     def snapshot(self) -> str:
+        if not self.varying.active:
+            return ""
         rows = [(name, self.varying.asked[name]) for name in self._rows]
         return look.table([*rows, ("seeds of each", self.varying.seeds)]) + self._said(self.varying.errors)
 

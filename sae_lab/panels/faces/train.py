@@ -130,6 +130,7 @@ class TrainPanel(Panel):
         view = self.training.view()
         return (
             _headline(self._name, view, now=False)
+            + ("" if self.training.run is not None else self._form.snapshot() + self.over.snapshot())
             + _numbers(view)
             + _sparklines(view)
             + self._swept.snapshot()
@@ -198,7 +199,8 @@ def _sparklines(view: View) -> str:
     drawn = []
     for name in (c for c in view.curves if c in NUMBERS or c.startswith("terms.")):
         known = view.curves[["tokens", name]].dropna()
-        drawn.append(look.sparkline(NUMBERS.get(name, name), known["tokens"].tolist(), known[name].tolist()))
+        named = NUMBERS.get(name) or name.removeprefix("terms.") + " (loss)"
+        drawn.append(look.sparkline(named, known["tokens"].tolist(), known[name].tolist()))
     return look.columns(*drawn)
 
 
