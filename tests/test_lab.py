@@ -357,7 +357,7 @@ def test_other_colours_come_with_another_legend(lab, cloud):
         lab.ask("cloud.recolour([-1, 0, 20] * 135, names=[f'n{i}' for i in range(21)], title='cluster')")
     lab.wait("() => document.querySelectorAll('.sae-cloud-swatch').length === 22")
     assert legend.inner_text().split()[-1] == "none"
-    assert np.abs(at(lab, *XY[0]) - (0.8 * 128 + 0.2 * 255)).max() <= 3
+    assert np.abs(at(lab, *XY[0]) - (0.4 * 128 + 0.6 * 255)).max() <= 3
     assert np.abs(at(lab, *XY[2]) - (0.8 * rgb((COLOURS + MORE)[4]) + 0.2 * 255)).max() <= 3
 
 
@@ -444,7 +444,7 @@ def test_without_webgl_the_same_is_drawn_on_a_canvas(lab, cloud):
     with redrawn(lab):
         lab.ask("cloud.choose([]); cloud.recolour(np.full(405, np.nan))")
     lab.wait("() => !document.querySelector('.sae-cloud-status').textContent.includes('selected')")
-    assert np.abs(at(lab, 1, 1) - (0.8 * 128 + 0.2 * 255)).max() <= 3
+    assert np.abs(at(lab, 1, 1) - (0.4 * 128 + 0.6 * 255)).max() <= 3
 
 
 def test_a_context_that_is_lost_is_replaced_and_used_again_when_it_is_back(lab, cloud):

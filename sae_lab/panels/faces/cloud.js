@@ -6,6 +6,7 @@ const MISSING = 255; // the code of a point without a colour
 const REACH = 8; // pixels around the pointer in which a point is hit
 const DIM = 0.12; // opacity of what is not selected, where something is
 const SOLID = 0.8; // opacity of the rest, so that crowds show
+const FAINT = 0.5; // of that, for points without a colour, so that they do not hide those that have one
 const HOME = { x: 0, y: 0, zoom: 0.95 };
 const LIVE = 8; // WebGL contexts on a page; at about 16 a browser takes one away without asking
 const KEYS = "Arrow keys pan, plus and minus zoom, 0 resets the view, L switches the lasso, Escape clears the selection.";
@@ -109,13 +110,13 @@ const VERTEX = `#version 300 es
 in vec2 xy;
 in float codes, sizes, chosen;
 uniform vec2 centre, scale;
-uniform float pixels, rest, solid;
+uniform float pixels, rest, solid, faint;
 uniform sampler2D colours;
 flat out vec4 colour;
 void main() {
   gl_Position = vec4((xy - centre) * scale, 0.0, 1.0);
   gl_PointSize = max(1.0, sizes * pixels * (1.0 + 0.4 * chosen));
-  float alpha = chosen > 0.5 ? 1.0 : solid * rest;
+  float alpha = chosen > 0.5 ? 1.0 : solid * rest * (codes > 254.5 ? faint : 1.0);
   colour = vec4(texelFetch(colours, ivec2(int(codes), 0), 0).rgb * alpha, alpha);
 }`;
 const FRAGMENT = `#version 300 es
@@ -172,6 +173,7 @@ function webgl(canvas) {
       gl.uniform1f(at("pixels"), pixels);
       gl.uniform1f(at("rest"), rest);
       gl.uniform1f(at("solid"), SOLID);
+      gl.uniform1f(at("faint"), FAINT);
       gl.drawArrays(gl.POINTS, 0, count);
     },
     lose: () => gl.getExtension("WEBGL_lose_context")?.loseContext(),
@@ -185,7 +187,6 @@ function flat(canvas) {
   let order = [];
   const draw = ({ centre, scale, pixels }, chosen, alpha) => {
     const { xy, codes, sizes, colours } = kept;
-    context.globalAlpha = alpha;
     let last = NONE;
     for (const i of order) {
       if (kept.chosen[i] !== chosen) continue;
@@ -193,7 +194,10 @@ function flat(canvas) {
       const x = (((xy[2 * i] - centre[0]) * scale[0] + 1) / 2) * canvas.width - size / 2;
       const y = ((1 - (xy[2 * i + 1] - centre[1]) * scale[1]) / 2) * canvas.height - size / 2;
       if (x < -size || y < -size || x > canvas.width || y > canvas.height) continue;
-      if (codes[i] !== last) context.fillStyle = css(colours, (last = codes[i]));
+      if (codes[i] !== last) {
+        context.fillStyle = css(colours, (last = codes[i]));
+        context.globalAlpha = chosen || last !== MISSING ? alpha : alpha * FAINT;
+      }
       context.fillRect(x, y, size, size);
     }
   };

@@ -8,7 +8,7 @@ const STYLE = `
 .sae-grid th { position: sticky; top: 0; background: var(--jp-layout-color1, #fff); cursor: pointer; user-select: none; }
 .sae-grid tbody tr { cursor: pointer; }
 .sae-grid tbody tr:hover { background: var(--jp-layout-color2, #eee); }
-.sae-grid tr[aria-selected="true"] { background: var(--jp-brand-color3, #bbdefb); color: var(--jp-ui-font-color1, #111); }
+.sae-grid tr[aria-selected="true"] { background: rgba(33, 150, 243, 0.28); }
 .sae-grid tr:focus { outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: -2px; }
 .sae-grid .aside { color: var(--jp-ui-font-color2, #616161); padding: 0.4rem 0.6rem; }`;
 
