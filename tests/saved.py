@@ -31,9 +31,11 @@ PIXELS = """async png => {
 }"""
 
 
-def run(notebook: nbformat.NotebookNode) -> None:
-    """Executes it in a folder of its own; nothing of the machine or of widgets stays."""
+def run(notebook: nbformat.NotebookNode, beside: Path) -> None:
+    """Executes it in a folder of its own, with the data beside it; nothing of the machine or of widgets stays."""
     with tempfile.TemporaryDirectory() as folder:
+        for data in beside.glob("*.json"):
+            shutil.copy(data, folder)
         client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": folder}})
         client.execute()
     notebook.metadata.pop("widgets", None)
@@ -86,7 +88,7 @@ def round_to(pixels: np.ndarray, step: int) -> np.ndarray:
 def save(path: Path, as_it_is: bool) -> None:
     notebook = nbformat.read(path, 4)
     if not as_it_is:
-        run(notebook)
+        run(notebook, path.parent)
     draw(notebook)
     nbformat.write(notebook, path)
 

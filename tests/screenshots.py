@@ -15,8 +15,8 @@ import sae_lab as sl
 
 HERE = Path(__file__).parents[1] / "notebooks" / "panels"
 SIZE = {"width": 1280, "height": 2100}
-MADE = [("batchtopk", {"k": 32}, 512, 0), ("batchtopk", {"k": 32}, 2048, 1), ("jumprelu", {"target_l0": 32}, 512, 2)]
-TOKENS, READ = 600_000, 200_000
+MADE = [("batchtopk", {"k": 32}, 1024, 0), ("batchtopk", {"k": 32}, 2048, 1), ("jumprelu", {"target_l0": 32}, 1024, 2)]
+TOKENS, READ = 1_000_000, 200_000
 
 
 def trained(folder: Path) -> list[Path]:
@@ -45,7 +45,8 @@ def panels(lab: Lab, runs: list[Path]) -> dict[str, str]:
         "geometry": "tour._tabs.selected_index = 3; tour.geometry.wait(); tour.geometry._colour.value = 'concept'",
         "splitting": f"split = sl.panels.GeometryPanel({first!r}, {second!r}, selection=tour.selection, height=300); "
         "tour._map.children = [split]; split.wait(); split.geometry.begin_splitting(); split.wait()",
-        "steer": f"tour._tabs.selected_index = 4; tour.steer.add({spanish}, 0.75); tour.steer.write(); "
+        "steer": f"tour.selection.run = {first!r}; tour.latents.gather({READ}); tour.latents.wait(); "
+        f"tour._tabs.selected_index = 4; tour.steer.add({spanish}, 0.75); tour.steer.write(); "
         "tour.steer.wait(); tour.steer._concept.value = 'language.spanish'; tour.steer.measure(); tour.steer.wait()",
     }
 

@@ -216,3 +216,14 @@ def test_a_dose_response_needs_a_concept(run, lm):
     panel = SteerPanel(run, lm, latents={3: 1.0})
     panel._measure.click()
     assert "Choose the concept" in panel._fault.value and not panel.steering.working
+
+
+def test_a_dose_response_is_drawn_with_what_moved_besides(run, lm):
+    panel = SteerPanel(run, lm, latents={3: 1.0})
+    panel._tokens.value = 4
+    panel.steering.sweep("language.spanish", strengths=(0.5, 1.0), prompts=4)
+    panel.wait(120)
+    assert panel.steering.error == "" and len(panel._doses.children) == 1
+    side = panel.steering.side
+    assert side["moved"].abs().is_monotonic_decreasing and set(side) == {"latent", "moved", "moved_low", "moved_high"}
+    assert "latents that moved most besides" in panel._side.value and "add 3" in panel.snapshot()

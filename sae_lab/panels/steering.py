@@ -97,6 +97,13 @@ class Steering(Work):
         """Stops writing after the token in progress."""
         self._cancelled = True
 
+    @property
+    def side(self) -> pd.DataFrame:
+        """The other latents that the pushes moved as they are, in standard deviations, the most moved first."""
+        rows = self.response.side
+        own = rows[(rows["intervention"] == self.response.curve.name) & (rows["strength"] == 1.0)]
+        return own.sort_values("moved", key=abs, ascending=False).drop(columns=["intervention", "strength"])
+
     def call(self, tokens: int = 40, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> str:
         """The same in Python."""
         pushes = ", ".join(_called(push) for push in self.pushes)

@@ -40,7 +40,9 @@ def overlaid(logs: dict[str, pd.DataFrame], number: str) -> go.Figure:
             line = {"color": palette[i % len(palette)], "dash": ("solid", "dash", "dot")[i // len(palette) % 3]}
             figure.add_scatter(x=log["tokens"], y=log[number], mode="lines", name=esc(name), line=line)
     figure.update_xaxes(title_text="tokens")
-    scale = {"type": "log", "tickformat": ".2g", "nticks": 8} if number == "fvu" else {}
+    seen = [value for log in logs.values() if number in log for value in log[number].dropna() if value > 0] or [1.0]
+    wide = max(seen) > 4 * min(seen)
+    scale = {"type": "log", "tickformat": ".2g", "dtick": "D2" if wide else "D1"} if number == "fvu" else {}
     title = TERMS.get(number, number.removeprefix("terms."))
     figure.update_yaxes(title_text=title, minor={"showgrid": False}, **scale)
     return style(figure, 340)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import ipywidgets as W
+import numpy as np
 
 from ...models import LM
 from ...runs import Run
@@ -15,6 +16,7 @@ from .grid import Grid
 from .panel import Panel
 
 SHOWN = 20  # marked latents that are named
+LARGE = 200  # pixels of a point, where there were but one
 
 
 class GeometryPanel(Panel):
@@ -32,9 +34,10 @@ class GeometryPanel(Panel):
         self.selection = selection if selection is not None else Selection()
         self.geometry.draw()
         self._seen: tuple = ()
-        self._cloud = PointCloud(
-            self.geometry.places, **self.geometry.colour("dictionary"), label=self.geometry.label, height=height
-        )
+        places = self.geometry.places
+        size = float(np.clip(LARGE / len(places) ** 0.5, 2.0, 6.0))  # pixels: few points may be large
+        painted = self.geometry.colour("dictionary")
+        self._cloud = PointCloud(places, **painted, label=self.geometry.label, height=height, sizes=size)
         self._cloud.observe(self.stay(self._clicked), "clicked")
         self._cloud.observe(self.stay(self._lassoed), "selected")
         self._colour = W.Dropdown(
@@ -52,7 +55,8 @@ class GeometryPanel(Panel):
         self._families.observe(
             self.stay(lambda change: self._look(int(change["new"])) if change["new"] else None), "on_top"
         )
-        self._flows, self._tree = W.VBox(), W.VBox()
+        none = "Between runs of two widths or more: what became of each latent in the wider one."
+        self._flows, self._tree = W.VBox([W.HTML(look.told(none))]), W.VBox([W.HTML(look.told(none))])
         splits = W.Tab([self._flows, self._tree, self._families])
         splits.titles = ("Flows", "Tree", "Table")
         top = W.HBox([self._colour, self._go, self._state])

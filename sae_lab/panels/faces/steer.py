@@ -155,7 +155,7 @@ class SteerPanel(Panel):
         self._code.value = look.code(s.call(**self._how)) if s and s.pushes else ""
         if s and s.response is not None and before[4:5] != seen[4:5]:
             self._doses.children = [LiveFigure(s.response.figure)]
-            self._side.value = look.heading("latents that moved most besides") + look.frame(s.response.side.head(TOP))
+            self._side.value = look.heading("latents that moved most besides") + look.frame(s.side.head(TOP))
 
     def snapshot(self) -> str:
         s = self.steering
