@@ -84,6 +84,19 @@ class Knob:
         value = plain(given)
         return int(value) if self.kind is int and isinstance(value, float) and value.is_integer() else value
 
+    def several(self, given: str) -> list[Any]:
+        """Values with commas between.
+
+        Raises:
+            ValueError: if there is none, or one is wrong.
+        """
+        found = [self.read(part) for part in given.split(",") if part.strip()]
+        if not found:
+            raise ValueError(f"{self.name} has no values: give some, with commas between.")
+        for value in found:
+            self.check(value)
+        return found
+
 
 def knobs(config: type) -> list[Knob]:
     """The form rows of a config class, in declaration order."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .knobs import Checked, knob
-from .runs import UNFINISHED, Run, RunInUse, find_runs, fresh, lives
+from .runs import UNFINISHED, Damaged, Run, RunInUse, find_runs, fresh, lives
 from .saes import build, configured, variant
 from .sites import Site
 from .training import Step, TrainConfig, train
@@ -59,18 +59,11 @@ class Job(Checked):
     @classmethod
     def of(cls, **knobs: Any) -> "Job":
         """A job from knobs of its own, of TrainConfig and of the variant, told apart by their names."""
-        own = {f.name for f in fields(cls)} - {"sae", "train"}
-        loop = {f.name for f in fields(TrainConfig)} - {"seed"}
-        seed = knobs.get("seed", 0)
-        return cls(
-            sae={key: value for key, value in knobs.items() if key not in own | loop},
-            train=TrainConfig(seed=seed, **{key: value for key, value in knobs.items() if key in loop}),
-            **{key: value for key, value in knobs.items() if key in own},
-        )
+        return cls().but(**knobs)
 
     def but(self, **knobs: Any) -> "Job":
         """This job with other values of some knobs, as `of` takes them."""
-        own, loop = ({f.name for f in fields(config)} for config in (Job, TrainConfig))
+        own, loop = {f.name for f in fields(Job)} - {"sae", "train"}, {f.name for f in fields(TrainConfig)}
         mine = {name: value for name, value in knobs.items() if name in own}
         train = {name: value for name, value in knobs.items() if name in loop}
         sae = {name: value for name, value in knobs.items() if name not in own | loop}
@@ -176,7 +169,7 @@ class Launched(Run):
 
     @property
     def measuring(self) -> bool:
-        """Whether its training is over; a sweep listens between two evaluations, too."""
+        """Whether it is being measured, and deaf to all but SIGTERM; a sweep listens between two evaluations."""
         return self.status["state"] == "evaluating" and self.kind != "sweep"
 
     def wait(self, timeout: float | None = None) -> "Launched":
@@ -226,7 +219,7 @@ class Launched(Run):
     def stop(self, timeout: float = 60.0) -> "Launched":
         """Checkpoints after the step in progress and ends the process; `resume` goes on later.
 
-        An evaluation is broken off: `resume` begins it anew.
+        An evaluation is broken off: `resume` begins it anew. A sweep ends when the one in progress is done.
 
         Raises:
             TimeoutError: if it has not ended after `timeout` seconds; it still will.
@@ -314,9 +307,15 @@ def ps(folder: str | Path = "runs") -> "pd.DataFrame":
 
 def active(folder: str | Path = "runs") -> list[str]:
     """The folders of runs that are at work, or paused; the SAEs of a sweep are not counted beside it."""
-    found = [Launched(run.folder) for run in find_runs(folder)]
-    here = [str(run.folder) for run in found if run.alive]
+    here = [str(run.folder) for run in find_runs(folder) if _at_work(Launched(run.folder))]
     return [name for name in here if str(Path(name).parent) not in here]
+
+
+def _at_work(run: Launched) -> bool:
+    try:
+        return run.alive
+    except Damaged:  # it is shown as that elsewhere
+        return False
 
 
 def _start(run: Launched) -> Launched:

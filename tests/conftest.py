@@ -7,7 +7,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: the other cores have work
-os.environ.setdefault("SAE_LAB_TOKENS", "204800")  # that notebooks 03, 05 and 06 train on: a fifth of what they show
+os.environ.setdefault("SAE_LAB_TOKENS", "204800")  # that notebooks train on: a fifth of what they show
 
 import pytest
 import torch
@@ -33,11 +33,14 @@ LONGEST = (
     "03_how_good_is_it.ipynb",
     "02_every_variant.ipynb",
     "01_first_sae.ipynb",
+    "00_tour.ipynb",
+    "07_steering.ipynb",
     "08_add_your_own.ipynb",
     "test_readme.py",
     "test_cli.py",
     "test_stories.py",
     "test_lab.py",
+    "test_tour.py",
 )
 
 

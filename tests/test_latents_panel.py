@@ -1,6 +1,7 @@
 """The panel of latents on an SAE whose firings are known: search, cards, a text of one's own, comments."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_latents_are_searched_by_the_concept_they_fit_best(run, lm, monkeypatch)
     panel = LatentsPanel(run, lm)
     assert panel._gather.description == "Name concepts" and "concept" not in panel.latents.table
     panel.gather(2_000)
-    panel._work.join(60)
+    panel.wait(60)
     assert panel._fault.value == "" and panel._gather.layout.display == "none"
     told = sl.map_latents([run.sae], lm, tokens=2_000).latents
     known, table = told["f1"] >= 0.1, panel.latents.table
@@ -133,7 +134,7 @@ def test_a_run_without_contexts_offers_to_read_and_then_shows_them(lm, tmp_path,
     panel = LatentsPanel(made, lm)
     assert "nobody has read text" in texts(panel) and panel._gather.layout.display == ""
     panel.gather(300)
-    panel._work.join(60)
+    panel.wait(60)
     assert panel.ready and len(panel._grid.rows) > 0 and panel._gather.layout.display == "none"
 
 
@@ -188,3 +189,35 @@ def test_hostile_text_is_text_in_cards_and_snapshots(panel):
         for shown in (panel._card.value, panel.snapshot()):
             assert "<script" not in shown and "<img" not in shown and "\x1b" not in shown and "\u202e" not in shown
     assert any("&lt;" in panel.latents.card(n)[0].text or "<" in panel.latents.card(n)[0].text for n in range(8))
+
+
+def test_contexts_of_other_weights_are_made_again(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_lab.panels.faces.panel.Panel.watch", lambda self: None)
+    made = Run(tmp_path / "new")
+    sae = identity(over=0.5)
+    sae.origin = {"model": lm.name, "site": "L1R", "text": "world"}
+    made.describe({"variant": "relu", "site": "L1R"})
+    write_sae(sae, made.folder / "sae")
+    LatentsPanel(made, lm).latents.gather(300)
+    sae.b_enc.data.fill_(-0.1)
+    write_sae(sae, made.folder / "sae")
+    panel = LatentsPanel(made, lm)
+    assert not panel.ready and not panel.latents.named and "Read" in panel._gather.description
+    panel.gather(300)
+    panel.wait(60)
+    assert panel.ready and panel.latents.named and panel.latents.error == ""
+
+
+def test_a_panel_that_reads_answers_all_the_same(run, lm, monkeypatch):
+    monkeypatch.setattr("sae_lab.panels.faces.panel.Panel.watch", lambda self: None)
+    panel, reading, done = LatentsPanel(run, lm), threading.Event(), threading.Event()
+    monkeypatch.setattr(panel.latents, "gather", lambda tokens: (reading.set(), done.wait(60)))
+    panel.gather(300)
+    assert reading.wait(60)
+    panel._alive.value = not panel._alive.value  # would wait for the reading to end
+    assert panel.latents.working == "reading 300 tokens"
+    with pytest.raises(RuntimeError, match="Still reading"):
+        panel.gather()
+    done.set()
+    panel.wait(60)
+    assert panel.latents.working == ""

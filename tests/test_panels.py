@@ -13,9 +13,9 @@ import sae_lab as sl
 from sae_lab.costs import Cost, Probe, amount, duration
 from sae_lab.launcher import Job, Launched
 from sae_lab.panels import Runs, RunsPanel, Selection, Training, TrainingForm, TrainPanel
+from sae_lab.panels.curves import thinned
 from sae_lab.panels.faces import grid as grids
 from sae_lab.panels.faces.grid import Grid
-from sae_lab.panels.training import thinned
 from sae_lab.runs import Run, Tail
 from sae_lab.saes import configured
 from sae_lab.training import TrainConfig

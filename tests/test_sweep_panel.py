@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 
 import pytest
 from small import small_llama
@@ -10,7 +9,7 @@ from test_panels import HOSTILE, log, texts, until, written
 
 import sae_lab as sl
 from sae_lab.launcher import Launched, active
-from sae_lab.panels import Training, TrainingForm, TrainPanel
+from sae_lab.panels import Runs, Training, TrainingForm, TrainPanel
 from sae_lab.runs import Run
 from sae_lab.sweeps import Plan
 
@@ -149,6 +148,7 @@ def test_a_sweep_is_shown_with_a_row_and_a_curve_for_each_sae(panel, tmp_path):
     by_knob = panel._swept._against.children[0].figure
     assert by_knob.layout.xaxis.title.text == "lr" and len(panel._swept._front.children[0].figure.data)
     log(Run(run.folder / plan.saes[1].name), 12)
+    panel._drawn = -1e9
     panel.refresh()
     assert len(panel._swept._curves.children[0].figure.data[1].x) == 12
     panel._swept._grid.on_top = str(run.folder / plan.saes[0].name)
@@ -164,7 +164,7 @@ def test_nothing_new_sends_nothing(panel, tmp_path):
     run = swept(tmp_path, plan, 2)
     run.mark("done")
     panel.attach(run.folder)
-    before = panel._swept._curves.children[0].figure
+    before, panel._drawn = panel._swept._curves.children[0].figure, -1e9
     panel.refresh()
     assert panel._swept._curves.children[0].figure is before
 
@@ -195,10 +195,10 @@ def test_runs_at_work_are_named_where_none_is_shown(panel, tmp_path):
 
 def test_hostile_values_are_text(panel):
     panel.over.set("text", HOSTILE)
-    for shown in (panel.over._foot.value, panel.over.snapshot(), texts(panel.over)):
-        assert "<script" not in shown.replace(panel.training.varying.asked["text"], "") and "\x1b[31m" not in (
-            panel.over._foot.value
-        )
+    rows = "".join(said.value for _, _, said in panel.over._rows.values())
+    for shown in (panel.over._foot.value, panel.over.snapshot(), rows):
+        assert "<script" not in shown and "\x1b" not in shown and "\u202e" not in shown
+    assert "&lt;script" in panel.over.snapshot()
 
 
 def test_a_sweep_is_launched_and_ends_measured(model, tmp_path, monkeypatch):
@@ -216,4 +216,65 @@ def test_a_sweep_is_launched_and_ends_measured(model, tmp_path, monkeypatch):
     }
     assert json.loads((training.run.folder / "job.json").read_text())["over"] == {"lr": [1e-2, 1e-3]}
     assert sl.Sweep.load(training.run.folder).plan == training.varying.plan
-    assert time.time() - training.run.status["heartbeat"] < 600
+
+
+def test_tokens_that_vary_are_those_that_were_asked_for_while_it_trains(tmp_path):
+    plan = Plan.of(["topk"], k=[4], d_sae=[32], seeds=1, tokens=[6401, 12800], batch=64)
+    run = swept(tmp_path, plan, 1)
+    found = sl.Sweep.load(run.folder)
+    assert found.table["tokens"].tolist() == [6401, 12800] and found.summary["total"].tolist() == [1, 1]
+    assert "several" not in found.subtitle and "tokens of" not in found.subtitle
+    other = Plan.of(["topk"], k=[None, 4], d_sae=[32], seeds=1, site=["L1R", "L2R"], tokens=6400, batch=64)
+    found = sl.Sweep.read(other, tmp_path / "none")
+    assert "4 SAEs at several sites of tiny, 6,400 tokens of world each in 2 passes" in found.subtitle
+    assert "NaN" not in json.dumps(found.to_json())
+
+
+def test_none_is_a_value_to_vary_over(panel, tmp_path):
+    plan = Plan.of(["topk"], k=[4], d_sae=[32], seeds=1, lr=[None, 1e-3], tokens=6400, batch=64)
+    panel.attach(swept(tmp_path, plan, 2).folder)
+    figure = panel._swept._against.children[0].figure
+    assert [set(trace[axis]) for trace in figure.data[:1] for axis in "xy"][1] == {"None", "0.001"}
+    assert "None" in panel.training.swept.table["lr"].astype(str).tolist()
+
+
+def test_a_row_that_the_form_has_no_knob_for_any_more_counts_for_nothing(panel):
+    panel.over.set("aux_weight", "0, 1")
+    assert panel.training.varying.active
+    panel._form.set("variant", "relu")
+    assert not panel.training.varying.active and panel._buttons["launch"].description == "Launch"
+    panel._form.set("variant", "topk")
+    assert panel.training.varying.active
+
+
+def test_values_are_given_and_names_are_short(panel):
+    panel.over.set("variant", ",")
+    assert panel.over.varying.errors == {"variant": "variant has no values: give some, with commas between."}
+    panel.over.set("variant", "")
+    panel.over.set("text", f"{'x' * 300}, y")
+    assert "would be too long" in panel.over.varying.errors[""]
+    with pytest.raises(ValueError, match=r"over={'lr': 0.001} must hold a list"):
+        Plan.of(["topk"], over={"lr": 1e-3})
+    with pytest.raises(ValueError, match="train cannot vary"):
+        Plan.of(["topk"], over={"train": [1, 2]})
+
+
+def test_a_damaged_run_is_no_reason_not_to_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_lab.panels.faces.panel.Panel.watch", lambda self: None)
+    run = written(tmp_path, "stopped")
+    (run.folder / "job.json").write_text("{")
+    (run.folder / "status.json").write_text(json.dumps(run.status | {"pid": 2**22}))
+    assert "no run yet" in TrainPanel("topk", folder=tmp_path, **SMALL)._state.value
+    with pytest.raises(RuntimeError, match="No run is shown"):
+        TrainPanel("topk", folder=tmp_path, **SMALL).wait()
+
+
+def test_a_run_is_called_as_the_other_panels_call_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "runs", "done")
+    for folder in ("runs", str(tmp_path / "runs")):
+        training = Training(TrainingForm("topk", **SMALL), folder)
+        for given in ("runs/a", str(tmp_path / "runs" / "a"), training.runs[0]):
+            training.attach(given)
+            assert training.name == training.runs[0] == Runs(folder).table().index[0]
+            assert training.run.folder.is_absolute()

@@ -157,6 +157,8 @@ def test_a_run_is_chosen_its_latents_read_mapped_marked_and_steered(lab, made, f
         click(lab, x, y)
         if int(lab.ask("print(tour.selection.latent)")) != before:
             break
+    else:
+        pytest.fail("no click on the map chose a latent")
     lasso(lab, around(-1, -1, 1, 1))
     lab.until("print(len(tour.selection.latents) > 3)", "True")
 
@@ -218,7 +220,8 @@ def test_no_text_in_any_panel_is_markup(lab, made, folder):
 
 def shown(lab) -> str:
     """What the visible panel says, once it holds no element that a text could have brought."""
-    lab.page.wait_for_timeout(500)
+    lab.until("print(tour.steer.steering is None or not tour.steer.steering.working)", "True")
+    lab.page.wait_for_timeout(1000)  # panels look again every quarter of a second
     root = lab.page.locator(".sae-panel:visible").first
     odd = "img, script, iframe, object, [onclick], [onerror], [onload], a[href^='javascript']"
     assert root.locator(odd).count() == 0

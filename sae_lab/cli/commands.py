@@ -101,7 +101,7 @@ def run_sweep(argv: list[str], as_json: bool) -> None:
     made = options("SweepOptions", sweeps.Plan, Job, TrainConfig, doc=doc, hidden=SHARED, **more)
     given = vars(parsed(made, argv, "sweep"))
     detach, folder = given.pop("detach"), given.pop("folder")
-    given["over"] = dict(_varied(one, given["variants"]) for one in given.pop("vary"))
+    given["over"] = _varied(given.pop("vary"), given["variants"])
     if detach:
         found = sweeps.sweep(folder=folder, detach=True, **given)
         return say(found.to_json(), as_json, f"{folder}: started; see it with `sae-lab ps {folder}`.")
@@ -115,22 +115,23 @@ def run_sweep(argv: list[str], as_json: bool) -> None:
     return say(found.to_json(), as_json, f"{found!r}\n\n{found.folder / 'report.html'}")
 
 
-def _varied(given: str, variants: Sequence[str]) -> tuple[str, list[Any]]:
-    """A knob of some variants, or of their trainings, and the values that it takes.
+def _varied(given: Sequence[str], variants: Sequence[str]) -> dict[str, list[Any]]:
+    """Knobs of some variants, or of their trainings, and the values that each takes.
 
     Raises:
         ValueError, KeyError: for what is no such thing.
     """
-    name, _, values = given.partition("=")
     configs = (*(variant(v).Config for v in variants), Job, TrainConfig)
-    rows = {row.name: row for config in configs for row in knobs(config)}
-    row = rows.get(name.replace("-", "_"))
-    if row is None or not values:
-        raise ValueError(f"--vary {given!r} is no knob with its values, as lr=1e-3,1e-4.{hint(name, rows)}")
-    found = [row.read(value) for value in values.split(",")]
-    for value in found:
-        row.check(value)
-    return row.name, found
+    rows, found = {row.name: row for config in configs for row in knobs(config)}, {}
+    for one in given:
+        name, _, values = one.partition("=")
+        name = name.replace("-", "_")
+        if name not in rows or not values:
+            raise ValueError(f"--vary {one!r} is no knob with its values, as lr=1e-3,1e-4.{hint(name, rows)}")
+        if name in found:
+            raise ValueError(f"--vary {name} is there twice: give all of its values at once, with commas between.")
+        found[name] = rows[name].several(values)
+    return found
 
 
 def run_suite(argv: list[str], as_json: bool) -> None:

@@ -17,7 +17,7 @@ from ..splitting import Splitting, split
 from .work import Work
 
 TOKENS = 50_000  # on which densities, concepts and splits are measured
-FEW = 30  # concepts that have a colour of their own
+FEW = 15  # categories that have a colour of their own
 COLOURS = ("dictionary", "density", "concept", "cluster", "split")
 
 

@@ -17,13 +17,14 @@ from ..reading import model_of
 from ..runs import Run, findings, read_json, weights_of
 from ..sites import Site
 from ..windows import Card, Contexts, contexts
+from .work import Work
 
 DENSE = 0.1  # share of tokens, from which on a latent counts as dense
 READ = 200_000  # tokens, where a run has no contexts yet
 NAMED_ON = 50_000  # tokens, of another split
 
 
-class Latents:
+class Latents(Work):
     """The latents of one run. What needs the model reads it when it is first needed.
 
     Attributes:
@@ -31,6 +32,7 @@ class Latents:
     """
 
     def __init__(self, run: Run | str | Path, lm: LM | None = None, peers: Sequence[Run | str | Path] = ()):
+        super().__init__()
         self.run = run if isinstance(run, Run) else Run(run)
         self.peers, self._lm = tuple(peers), lm
 
@@ -45,16 +47,30 @@ class Latents:
 
     @property
     def ready(self) -> bool:
-        """Whether the run has contexts to show."""
-        return (self.run.folder / "contexts" / "test" / "manifest.json").exists()
+        """Whether the run has contexts to show, of the weights it has now."""
+        try:
+            return bool(self.cards.about)
+        except (FileNotFoundError, ValueError):  # none, or of other weights
+            return False
 
     @property
     def named(self) -> bool:
         """Whether its latents have been asked for the concepts of the world, or cannot be."""
         return not self._labelled or self._named.exists()
 
+    def begin_gathering(self, tokens: int = READ) -> None:
+        """As `gather`, in a thread.
+
+        Raises:
+            RuntimeError: while it is at it.
+        """
+        self.begin(f"reading {tokens:,} tokens", lambda: self.gather(tokens))
+
     def gather(self, tokens: int = READ) -> None:
-        """Reads text and keeps in the run what every latent fires on, and names; minutes for a large SAE."""
+        """Reads text and keeps in the run what every latent fires on, and names; minutes for a large SAE.
+
+        What is there of these weights stays as it is.
+        """
         if not self.ready:
             contexts(self.run, self.lm, tokens=tokens)
         if not self.named:

@@ -34,6 +34,7 @@ STYLE = """<style>
 .sae-tokens span { border-radius: 2px; padding: 1px 0; }
 .sae-tokens .sae-peak { font-weight: 700; outline: 1px solid currentColor; }
 .sae-columns { display: flex; flex-wrap: wrap; gap: 0.5rem 2rem; align-items: flex-start; }
+.sae-halves { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0.5rem 2rem; }
 .sae-bars rect { fill: currentColor; opacity: 0.55; }
 </style>"""
 DOTS = {"running": "#0072b2", "starting": "#0072b2", "evaluating": "#0072b2", "done": "#009e73", "paused": "#b8860b"}
@@ -137,6 +138,11 @@ def columns(*parts: str) -> str:
     return f'<div class="sae-columns">{"".join(f"<div>{part}</div>" for part in parts if part)}</div>'
 
 
+def halves(*parts: str) -> str:
+    """Pieces of text side by side, as wide as one another; one under another where there is no room."""
+    return f'<div class="sae-halves">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+
+
 def heading(text: str, level: int = 4) -> str:
     return f'<h{level} style="margin:0.4rem 0 0.2rem">{esc(text)}</h{level}>'
 
@@ -148,5 +154,5 @@ def text(prompt: str, written: str) -> str:
 
 def frame(rows: pd.DataFrame) -> str:
     """A small table with its heads; empty cells where nothing is known."""
-    shown = rows.map(lambda value: ("" if value != value else f"{value:.4g}") if isinstance(value, float) else value)
+    shown = rows.map(lambda value: "" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else value)
     return table([tuple(shown.columns), *shown.itertuples(index=False, name=None)])

@@ -13,9 +13,22 @@ from ..plots import overlaid
 from ..runs import Damaged, Run, find_runs
 from ..runs.run import differences
 
-COLUMNS = ("run", "state", "variant", "site", "d_sae", "L0", "FVU", "CE recovered", "dead", "tokens", "lr", "seed")
+COLUMNS = (
+    "run",
+    "state",
+    "variant",
+    "site",
+    "d_sae",
+    "L0",
+    "FVU",
+    "CE recovered",
+    "dead share",
+    "tokens",
+    "lr",
+    "seed",
+)
 FIRST = ("fvu", "l0", "dead")
-END = {"L0": "l0", "FVU": "fvu", "CE recovered": "ce_recovered", "dead": "dead"}  # of an evaluation
+END = {"L0": "l0", "FVU": "fvu", "CE recovered": "ce_recovered", "dead share": "dead"}  # of an evaluation
 
 
 class Runs:

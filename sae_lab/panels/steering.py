@@ -1,6 +1,6 @@
 """What a panel of steering shows and does, without widgets: pushes, two texts side by side, a dose-response."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -80,17 +80,21 @@ class Steering(Work):
         """Begins to write, token by token, into `texts`.
 
         Raises:
+            ValueError: where nothing is pushed.
             RuntimeError: while something else is going on.
         """
         how = {"max_new_tokens": tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        self._pushing()
         self.begin("writing", lambda: self._write(self.prompt, list(self.pushes), how))
 
     def sweep(self, concept: str, strengths: Sequence[float] = (0.5, 1.0, 2.0, 3.0), prompts: int = 16) -> None:
         """Begins to measure what the pushes do at several strengths; minutes on a CPU.
 
         Raises:
+            ValueError: where nothing is pushed.
             RuntimeError: while something else is going on.
         """
+        self._pushing()
         self.begin("measuring", lambda: self._sweep(concept, strengths, prompts))
 
     def cancel(self) -> None:
@@ -99,9 +103,13 @@ class Steering(Work):
 
     @property
     def side(self) -> pd.DataFrame:
-        """The other latents that the pushes moved as they are, in standard deviations, the most moved first."""
+        """The other latents that the pushes moved as they are, in standard deviations, the most moved first.
+
+        Those whose interval holds 0 are left out.
+        """
         rows = self.response.side
-        own = rows[(rows["intervention"] == self.response.curve.name) & (rows["strength"] == 1.0)]
+        sure = (rows["moved_low"] > 0) | (rows["moved_high"] < 0)
+        own = rows[sure & (rows["intervention"] == self.response.curve.name) & (rows["strength"] == 1.0)]
         return own.sort_values("moved", key=abs, ascending=False).drop(columns=["intervention", "strength"])
 
     def call(self, tokens: int = 40, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0) -> str:
@@ -127,16 +135,11 @@ class Steering(Work):
     def _sweep(self, concept: str, strengths: Sequence[float], prompts: int) -> None:
         self.response = doses(self.sae, self.lm, list(self.pushes), concept, strengths=strengths, prompts=prompts)
 
-    def begin(self, what: str, work: Callable[[], None]) -> None:
-        """Raises:
-        ValueError: where nothing is pushed.
-        RuntimeError: while something else is going on.
-        """
+    def _pushing(self) -> None:
         if not self.pushes:
             raise ValueError("Nothing is pushed: add a latent first.")
         if not self.working:
             self._cancelled = False
-        super().begin(what, work)
 
 
 def _called(push: Push) -> str:

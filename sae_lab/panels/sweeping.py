@@ -13,10 +13,12 @@ from ..saes import variant
 from ..sweeps import Plan, Sweep
 from ..sweeps.plan import ALONE
 from ..training import TrainConfig
+from .curves import thinned
 from .forms import TrainingForm, typed
 
 L0 = ("k", "target_l0")  # either is what a sweep calls k
-OWN = {f.name for f in fields(Plan)}  # of a sweep, not of its trainings
+CURVE = ("tokens", "fvu")  # what is drawn of each SAE while they are trained
+FEW = 200  # points of a curve, of which there are many
 
 
 class Varying:
@@ -29,6 +31,7 @@ class Varying:
 
     def __init__(self, form: TrainingForm):
         self.form, self.asked, self.seeds = form, {}, 1
+        self._checked: tuple[str, dict[str, str]] = ("", {})
 
     @property
     def rows(self) -> dict[str, Knob]:
@@ -57,27 +60,33 @@ class Varying:
     @property
     def active(self) -> bool:
         """Whether there is something to sweep over."""
-        return bool(self.asked) or self.seeds > 1
+        return bool(self.known) or self.seeds > 1
 
     @property
     def values(self) -> dict[str, list[Any]]:
-        """What was typed, as the knobs' kinds."""
-        rows = self.rows
-        return {
-            name: [rows[name].read(v) for v in given.split(",") if v.strip()] for name, given in self._known.items()
-        }
+        """What was typed, as the knobs' kinds.
+
+        Raises:
+            ValueError: for what is wrong.
+        """
+        return {name: self.rows[name].several(given) for name, given in self.known.items()}
 
     @property
     def errors(self) -> dict[str, str]:
-        """What is wrong, by row; under "" what is wrong with all of it."""
+        """What is wrong, by row; under "" what is wrong with all of it. Looked up anew where something was typed."""
+        typed = repr((self.known, self.seeds, self.form.asked))
+        if typed != self._checked[0]:
+            self._checked = (typed, self._found())
+        return self._checked[1]
+
+    def _found(self) -> dict[str, str]:
         found, rows = {}, self.rows
-        for name, given in self.values.items():
+        for name, given in self.known.items():
             try:
-                for value in given:
-                    rows[name].check(value)
+                rows[name].several(given)
             except ValueError as error:
                 found[name] = str(error)
-        if found or not self.active:
+        if found or not self.active or self.form.errors:
             return found
         try:
             self.plan.check(detached=True)
@@ -99,9 +108,9 @@ class Varying:
     def said(self) -> str:
         """How much it is."""
         plan = self.plan
-        n, passes = len(plan.saes), len(plan.groups)
+        n = len(plan.saes)
         tokens = sum(job.train.steps * job.train.batch for job in (plan.job_of(g[0], Path()) for g in plan.groups))
-        return f"{n:,} SAEs in {passes:,} pass{'es' * (passes > 1)} over the text: the model reads {tokens:,} tokens"
+        return f"{n:,} SAE{'s' * (n > 1)} in {plan.passes} over the text: the model reads {tokens:,} tokens"
 
     def call(self, folder: str | Path) -> str:
         """The same in Python."""
@@ -110,7 +119,7 @@ class Varying:
         return f"sl.sweep({variants!r}{given}, folder={str(folder)!r}, detach=True)"
 
     @property
-    def _known(self) -> dict[str, str]:
+    def known(self) -> dict[str, str]:
         """What was typed of knobs that the form has now."""
         return {name: given for name, given in self.asked.items() if name in self.rows}
 
@@ -138,27 +147,23 @@ class Swept:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.sweep = Sweep.load(folder)
+        self.logs: dict[str, pd.DataFrame] = {}
         self._tails = {row["run"]: Tail(Path(row["run"]) / "log.jsonl") for row in self.sweep.rows}
-        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._rows: dict[str, dict[int, dict[str, Any]]] = {}
 
     def read(self) -> bool:
-        """Reads what is new; whether anything is."""
+        """Reads what is new, into `logs` by an SAE's name, with few rows each; whether anything is."""
         sweep, new = Sweep.read(self.sweep.plan, self.folder), False
         for folder, tail in self._tails.items():
-            fresh = [row for row in tail.new() if "fvu" in row]
-            if tail.restarted:
-                self._rows.pop(folder, None)
+            fresh = {row["step"]: row for row in tail.new() if "fvu" in row}
             if fresh:
-                self._rows.setdefault(folder, []).extend(fresh)
-                new = True
+                rows = fresh if tail.restarted else self._rows.get(folder, {}) | fresh
+                self._rows[folder], new = rows, True
+                numbers = [{name: row[name] for name in CURVE} for row in rows.values()]
+                self.logs[Run(folder).name] = thinned(pd.DataFrame(numbers), FEW)
         new = new or sweep.rows != self.sweep.rows
         self.sweep = sweep
         return new
-
-    @property
-    def logs(self) -> dict[str, pd.DataFrame]:
-        """The log of each SAE that has begun, by its name."""
-        return {Run(folder).name: pd.json_normalize(rows) for folder, rows in self._rows.items()}
 
     @property
     def table(self) -> pd.DataFrame:

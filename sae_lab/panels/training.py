@@ -12,6 +12,7 @@ from ..costs import Cost, Probe, duration
 from ..launcher import Launched, active, launch
 from ..runs import Tail, find_runs, fresh
 from ..sweeps import launch_sweep
+from .curves import thinned
 from .forms import TrainingForm
 from .sweeping import Swept, Varying
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ..diagnosis import Finding
 
 ACTIONS = ("launch", "pause", "resume", "stop", "save")
-MOST = 500  # points of a curve
 STALE = 10.0  # seconds without a heartbeat, after which a run that lives counts as stuck
 EVERY = 2.0  # seconds between looks at which runs there are
 ASKED = {"pause": "pausing", "stop": "stopping", "save": "saving"}
@@ -77,6 +77,14 @@ class Training:
         found = [(run.status.get("heartbeat", 0.0), str(run.folder)) for run in find_runs(self.folder)]
         return [name for _, name in sorted(found, reverse=True)]
 
+    @property
+    def name(self) -> str:
+        """What the run that is shown is called, as in `runs`: from the folder of runs, if it is there; "" for none."""
+        if self.run is None:
+            return ""
+        folder, whole = self.run.folder, self.folder.absolute()
+        return str(self.folder / folder.relative_to(whole) if folder.is_relative_to(whole) else folder)
+
     def launch(self) -> None:
         """Raises:
         ValueError, TypeError, KeyError, RunInUse: as `sae_lab.launch`.
@@ -92,7 +100,7 @@ class Training:
         Raises:
             FileNotFoundError: if there is none.
         """
-        found = Launched(_called(run.folder if isinstance(run, Launched) else Path(run)))
+        found = Launched(Path(getattr(run, "folder", run)).absolute())
         if not found.exists:
             raise FileNotFoundError(f"No run in {str(found.folder)!r}. There are: {', '.join(self.runs) or 'none'}.")
         self.run = found
@@ -223,29 +231,8 @@ class Training:
         return str(fresh(self.folder / (f"sweep-{name}" if self.varying.active else name)))
 
 
-def _called(folder: Path) -> Path:
-    """As other panels call it: from where this process works, if it is there."""
-    here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
-
-
-def thinned(rows: pd.DataFrame, most: int = MOST) -> pd.DataFrame:
-    """At most about `most` rows: of each stretch of steps those that hold the least and the most of each number."""
-    stretch = -(-len(rows) // max(1, most // 2))
-    if stretch <= 2:
-        return rows
-    kept = {0, len(rows) - 1}
-    number = rows.select_dtypes("number")
-    for name in number.columns.intersection(["fvu"]).union([c for c in number if c.startswith("terms.")]):
-        groups = number[name].dropna().groupby(lambda i: i // stretch)
-        kept |= {*groups.idxmin(), *groups.idxmax()}
-    if "ce_recovered" in rows:
-        kept |= set(rows.index[rows["ce_recovered"].notna()])
-    return rows.loc[sorted(kept)]
-
-
 def _said(state: str, status: dict[str, Any], wanted: str) -> str:
-    word = ASKED.get(wanted, state) if state in ("running", "starting") else state
+    word = ASKED.get(wanted, state) if state in ("running", "starting", "evaluating") else state
     parts = [word, f"step {status['step']:,} of {status['steps']:,}" if status.get("steps") else ""]
     if state == "running":
         parts.append(f"{status.get('rate') or 0:,.0f} tokens/s")

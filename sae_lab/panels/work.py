@@ -5,7 +5,9 @@ from threading import Thread
 
 
 class Work:
-    """Attributes:
+    """What a controller does in a thread.
+
+    Attributes:
     working: what is being done now; "" for nothing.
     error: how the last thing failed; "" if it did not.
     """

@@ -14,7 +14,8 @@ from ..saes import variant
 from ..training import TrainConfig
 from ..training.loop import SAMPLE
 
-ALONE = ("variant", "model", "device", "dtype", "seed", "run", "evaluation", "d_in")  # what `over` cannot vary
+ALONE = ("variant", "model", "device", "dtype", "seed", "run", "evaluation", "d_in", "sae", "train")  # no `over` of it
+LONGEST = 200  # characters of a folder's name
 SHARED = {f.name for config in (Job, TrainConfig) for f in fields(config)}  # by all that share a pass
 
 
@@ -71,6 +72,8 @@ class Plan(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if odd := next((name for name, row in self.over.items() if not isinstance(row, tuple | list)), None):
+            raise ValueError(f"over={{{odd!r}: {self.over[odd]!r}}} must hold a list of values for {odd}.")
         rows = {"variants": self.variants, "k": self.k, "d_sae": self.d_sae, **self.over}
         for name, row in rows.items():
             if not row or len(set(row)) < len(row):
@@ -99,7 +102,7 @@ class Plan(Checked):
         several = {name: _tuple(mine[name]) for name in ("variants", "k", "d_sae") if name in mine}
         names = several.get("variants", cls.variants)
         over = dict(mine.pop("over", {})) | {name: row for name, row in knobs.items() if _varies(name, row, names)}
-        mine["over"] = {name: _tuple(row) for name, row in over.items()}
+        mine["over"] = {name: _tuple(row) if isinstance(row, Iterable) else row for name, row in over.items()}
         shared = {name: value for name, value in knobs.items() if name not in over}
         return cls(**mine | several, own=own, job=Job.of(**{"sample": SAMPLE} | shared))
 
@@ -141,6 +144,12 @@ class Plan(Checked):
             groups += [one[i : i + size] for i in range(0, len(one), size)]
         return groups
 
+    @property
+    def passes(self) -> str:
+        """How often the text is read, in words."""
+        groups = len(self.groups)
+        return f"{groups:,} pass{'es' * (groups > 1)}"
+
     def job_of(self, asked: Asked, folder: Path) -> Job:
         """The training of one SAE, as it would be by itself."""
         aim = {} if asked.k is None else asking(asked.variant, asked.k)
@@ -160,8 +169,11 @@ class Plan(Checked):
         """
         for asked in self.saes:
             checked(self.job_of(asked, Path()), detached)
-        if len({asked.name for asked in self.saes}) < len(self.saes):
+        names = [asked.name for asked in self.saes]
+        if len(set(names)) < len(names):
             raise ValueError(f"Values in {self.over} are alike in a folder's name: call them by others.")
+        if len(longest := max(names, key=len)) > LONGEST:
+            raise ValueError(f"A folder's name would be too long: {longest[:60]}... Call what varies by shorter names.")
         odd = next((name for name in self.own if name not in self.variants), None)
         if odd is not None:
             raise ValueError(f"Knobs for {odd!r}, which is none of the variants: {', '.join(self.variants)}.")

@@ -119,8 +119,11 @@ class Sweep:
         """
         if name not in self.varied[1:]:
             raise ValueError(f"{name!r} does not vary here. What does: {', '.join(self.varied[1:])}.")
-        others = [column for column in self.varied[1:] if column != name and self.table[column].nunique() > 1]
+        table = self.table
+        others = [c for c in self.varied[1:] if c != name and table[c].nunique(dropna=False) > 1]
         rows = self.summary.dropna(subset="l0").sort_values(name)
+        if table[name].isna().any():
+            rows[name] = ["None" if pd.isna(value) else f"{value:g}" for value in rows[name]]
         long = [
             {"number": number, name: row[name], "value": row[number], "kind": kind}
             | {"low": row[f"{number}_low"], "high": row[f"{number}_high"]}
@@ -137,7 +140,7 @@ class Sweep:
             "interval": "95%, Student's t over seeds",
             "saes": plain_json(self.table.to_dict("records")),
             "summary": plain_json(self.summary.to_dict("records")),
-            "unmatched": [list(row) for row in self.unmatched[self.varied].itertuples(index=False)],
+            "unmatched": plain_json(self.unmatched[self.varied].values.tolist()),
             "failed": self.failed,
         }
 
@@ -150,10 +153,13 @@ class Sweep:
 
     @property
     def subtitle(self) -> str:
-        job, groups = self.plan.job, len(self.plan.groups)
+        job, over = self.plan.job, self.plan.over
+        at = "several sites" if "site" in over else job.site
+        of = "several texts" if "text" in over else job.text
+        tokens = "" if {"tokens", "batch"} & over.keys() else f"{job.train.steps * job.train.batch:,} tokens of "
         return (
-            f"{len(self.rows)} SAEs at {job.site} of {job.model}, {job.train.steps * job.train.batch:,} tokens of "
-            f"{job.text} each in {groups} pass{'es' * (groups > 1)}; measured on {job.evaluation:,} test tokens."
+            f"{len(self.rows)} SAEs at {at} of {job.model}, {tokens}{of} each in {self.plan.passes}; measured on "
+            f"{job.evaluation:,} test tokens."
         )
 
     @property
@@ -212,7 +218,6 @@ def _row(plan: Plan, asked: Asked, run: Run) -> dict[str, Any]:
     off = value["l0"] / asked.k - 1 if found and asked.k else None
     return {
         **dict(zip((*KIND, "seed"), asked)),
-        **dict(asked.more),
         "state": status["state"],
         "tokens": status.get("tokens", 0),
         "l0": value["l0"],
@@ -223,6 +228,7 @@ def _row(plan: Plan, asked: Asked, run: Run) -> dict[str, Any]:
         "ce_recovered": value["ce_recovered"],
         "run": str(run.folder),
         "said": status.get("error", "") if status["state"] == "failed" else "",
+        **dict(asked.more),  # last: the tokens that were asked for, not those read so far
     }
 
 

@@ -115,8 +115,9 @@ class _Work:
     @cached_property
     def lm(self) -> LM:
         """Loaded when there is something to do."""
-        lm = reader(self.plan.job)
-        held_out(lm, self.plan.job.text, "test", 0, column=self.plan.job.column).block(0)  # too short a text fails now
+        lm, jobs = reader(self.plan.job), (self.plan.job_of(group[0], self.run.folder) for group in self.plan.groups)
+        for text, column in dict.fromkeys((job.text, job.column) for job in jobs):
+            held_out(lm, text, "test", 0, column=column).block(0)  # one too short fails now
         return lm
 
     def steps(self) -> Iterator[Step]:

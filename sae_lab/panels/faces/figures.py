@@ -44,6 +44,9 @@ class LiveFigure(anywidget.AnyWidget):
     .sae-figure [class*="tick"] text, .sae-figure text:is([class*="title"], .legendtext, .annotation-text, .node-label)
       { fill: var(--jp-ui-font-color1, #212121) !important; }
     .sae-figure path[class*="grid"] { stroke: var(--jp-border-color2, #e0e0e0) !important; }
+    [data-jp-theme-light="false"] .sae-figure .node-label { text-shadow: none !important; }
+    [data-jp-theme-light="false"] .sae-figure :is(.scatterlayer, .legendpoints, .legendlines, .sankey-node)
+      { filter: brightness(1.5); }
     .sae-figure .modebar-btn path { fill: var(--jp-ui-font-color2, #616161) !important; }
     """
     _library = T.Unicode().tag(sync=True)

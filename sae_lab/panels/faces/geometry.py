@@ -16,7 +16,7 @@ from .grid import Grid
 from .panel import Panel
 
 SHOWN = 20  # marked latents that are named
-LARGE = 200  # pixels of a point, where there were but one
+LARGE = 200  # pixels of a point, over the root of how many there are; 2 to 6
 
 
 class GeometryPanel(Panel):
@@ -115,7 +115,7 @@ class GeometryPanel(Panel):
         g = self.geometry
         drawn = "UMAP" if g.map.ready else "PCA; UMAP is being made"
         *_, best = g.map.trustworthiness.values()
-        return f"{len(g.map.latents):,} latents by {drawn}, trustworthiness {best:.2f}" + (
+        return f"{len(g.map.latents):,} latents by {drawn}, trustworthiness {best:.2f} (chance 0.5)" + (
             f" · {g.working}" if g.working else ""
         )
 

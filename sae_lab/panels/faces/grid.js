@@ -9,6 +9,7 @@ const STYLE = `
 .sae-grid tbody tr { cursor: pointer; }
 .sae-grid tbody tr:hover { background: var(--jp-layout-color2, #eee); }
 .sae-grid tr[aria-selected="true"] { background: rgba(33, 150, 243, 0.28); }
+.sae-grid tr.on-top td { font-weight: 600; }
 .sae-grid tr:focus { outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: -2px; }
 .sae-grid .aside { color: var(--jp-ui-font-color2, #616161); padding: 0.4rem 0.6rem; }`;
 
@@ -83,6 +84,7 @@ export default {
         const row = text("tr", "", body);
         row.tabIndex = at ? -1 : 0;
         row.setAttribute("aria-selected", chosen.has(label));
+        if (label === model.get("on_top")) row.className = "on-top";
         cells.forEach((cell, i) => {
           const said = Array.isArray(cell) ? cell[1] : cell;
           text("td", said, row, columns[i][1] ? "number" : "").title = said;
@@ -94,7 +96,7 @@ export default {
       box.scrollTop = place[0];
       if (place[1] >= 0) box.querySelectorAll("tbody tr")[place[1]]?.focus();
     };
-    const names = ["rows", "columns", "more", "empty", "chosen"];
+    const names = ["rows", "columns", "more", "empty", "chosen", "on_top"];
     let waiting = 0;
     const later = () => { cancelAnimationFrame(waiting); waiting = requestAnimationFrame(draw); };
     names.forEach((name) => model.on(`change:${name}`, later));

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import ipywidgets as W
@@ -36,7 +35,7 @@ class LatentsPanel(Panel):
     ):
         self.selection = selection if selection is not None else Selection()
         self.latents: Latents | None = None
-        self._lm, self._peers, self._work = lm, peers, None
+        self._lm, self._peers, self._seen = lm, peers, ("", "")
         self._search = W.Text(placeholder="number or words", description="search", continuous_update=False)
         self._alive = W.Checkbox(description="hide dead ones", indent=False, value=True, layout={"width": "auto"})
         self._try = W.Text(
@@ -93,16 +92,27 @@ class LatentsPanel(Panel):
 
     def wait(self, timeout: float | None = None) -> "LatentsPanel":
         """This panel, once it has read what it began to."""
-        if self._work is not None:
-            self._work.join(timeout)
+        if self.latents is not None:
+            self.latents.wait(timeout)
+        self.refresh()
         return self
 
     def gather(self, tokens: int = TOKENS) -> None:
-        """Reads text in the background, so that every latent has something to show."""
-        if self._work is None or not self._work.is_alive():
-            self._gather.disabled, self._gather.description = True, "reading ..."
-            self._work = Thread(target=self.stay(self._read), args=(tokens,), daemon=True)
-            self._work.start()
+        """Reads text in the background, so that every latent has something to show.
+
+        Raises:
+            RuntimeError: while it is at it.
+        """
+        self.latents.begin_gathering(tokens)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Draws what was read since the last look."""
+        seen = (self.latents.working, self.latents.error) if self.latents is not None else ("", "")
+        if seen != self._seen:
+            self._seen = seen
+            self._list()
+            self._draw()
 
     def snapshot(self) -> str:
         shown = self._shown()
@@ -113,14 +123,6 @@ class LatentsPanel(Panel):
     def ready(self) -> bool:
         """Whether there is something to show."""
         return self.latents is not None and self.latents.run.trained and self.latents.ready
-
-    def _read(self, tokens: int) -> None:
-        try:
-            self.latents.gather(tokens)
-        finally:
-            self._gather.disabled = False
-        self._list()
-        self._draw()
 
     def _shown(self) -> pd.DataFrame | None:
         if not self.ready:
@@ -143,19 +145,19 @@ class LatentsPanel(Panel):
     def _offer(self, wanted: bool) -> None:
         """The button that reads text, if something is missing; it says what."""
         self._gather.layout.display = "" if wanted else "none"
-        if wanted and not self._gather.disabled:
-            ready = self.ready
-            self._gather.description = "Name concepts" if ready else f"Read {TOKENS:,} tokens"
-            self._gather.tooltip = (
-                f"{'the concept each fits best' if ready else 'what every latent fires on'}; kept in the run"
-            )
+        if wanted:
+            working = self.latents.working
+            self._gather.disabled = bool(working)
+            missing = "Name concepts" if self.ready else f"Read {TOKENS:,} tokens"
+            self._gather.description = f"{working} ..." if working else missing
+            self._gather.tooltip = "what every latent fires on, or which concept it fits best; kept in the run"
 
     def _why(self) -> str:
         if self.latents is None:
             return "no run is chosen: click one in the panel of runs, or give LatentsPanel(run)"
         if not self.latents.run.trained:
             return f"{self.latents.run.name} has no trained SAE yet"
-        return f"nobody has read text with {self.latents.run.name} yet"
+        return self.latents.error or f"nobody has read text with {self.latents.run.name} yet"
 
     def _tried(self) -> None:
         self._list()
@@ -182,6 +184,7 @@ class LatentsPanel(Panel):
             self._card.value, self._near.children = look.told("Click a latent to read it.") if self.ready else "", ()
             return
         card, row = self.latents.card(latent), self.latents.table.loc[latent]
+        self._grid.on_top = str(latent)
         self._comment.value = self.latents.run.comments.get(latent, "")
         self._card.value = _head(card, row) + self._own(latent) + _texts(card, QUANTILES[self._order.value])
         self._near.children = [W.HTML(look.told("near it:")), *map(self._button, _neighbours(card))]
@@ -227,8 +230,11 @@ def _head(card: Card, row: Any) -> str:
         look.heading(name) + look.table([(repr(token), f"{by:+.2f}") for token, by in effects[:8]])
         for name, effects in (("raises the logits of", card.promoted), ("lowers", card.suppressed))
     ]
-    spread = f"log activation, {card.edges[0]:.2g} to {card.edges[-1]:.2g}; {int(card.histogram.sum()):,} firings"
-    chart = look.bars(card.histogram.tolist(), spread)
+    held = np.flatnonzero(card.histogram)
+    first, last = (int(held[0]), int(held[-1]) + 1) if len(held) else (0, len(card.histogram))
+    spread = f"activations from {card.edges[first]:.2g} to {card.edges[last]:.2g}, on a log scale; "
+    spread += f"{int(card.histogram.sum()):,} firings"
+    chart = look.bars(card.histogram[first:last].tolist(), spread)
     return look.figures(shown) + (look.told(kind, wrong=True) if kind else "") + said + look.columns(chart, *logits)
 
 

@@ -75,7 +75,7 @@ class RunsPanel(Panel):
 
     def snapshot(self) -> str:
         frame = self.runs.table()
-        return look.frame(frame.astype(object).where(frame.notna(), ""))
+        return look.frame(frame)
 
     def _looked_at(self, change: dict) -> None:
         self.selection.run = change["new"]

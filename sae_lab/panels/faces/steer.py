@@ -155,7 +155,11 @@ class SteerPanel(Panel):
         self._code.value = look.code(s.call(**self._how)) if s and s.pushes else ""
         if s and s.response is not None and before[4:5] != seen[4:5]:
             self._doses.children = [LiveFigure(s.response.figure)]
-            self._side.value = look.heading("latents that moved most besides") + look.frame(s.side.head(TOP))
+            title = "latents that moved most besides, in standard deviations of theirs"
+            few = (
+                look.told("None moved that can be told from chance.") if s.side.empty else look.frame(s.side.head(TOP))
+            )
+            self._side.value = look.heading(title) + few
 
     def snapshot(self) -> str:
         s = self.steering
@@ -185,7 +189,7 @@ class SteerPanel(Panel):
         s = self.steering
         if s is None or not any(s.texts):
             return ""
-        return look.columns(*(look.heading(name) + look.text(s.prompt, text) for name, text in zip(NAMES, s.texts)))
+        return look.halves(*(look.heading(name) + look.text(s.prompt, text) for name, text in zip(NAMES, s.texts)))
 
     def _moved(self) -> str:
         if self.steering is None or self.steering.changes.empty:
@@ -194,7 +198,7 @@ class SteerPanel(Panel):
         for way, title in (("risen", "next token: logits that rose"), ("fallen", "that fell")):
             rows = self.steering.changes[self.steering.changes["way"] == way].head(TOP)
             shown = [
-                (repr(r.token), f"{r.change:+.2f}", f"{r.p_before:.2%} to {r.p_after:.2%}") for r in rows.itertuples()
+                (repr(r.token), f"{r.change:+.2f}", f"p {r.p_before:.1g} to {r.p_after:.1g}") for r in rows.itertuples()
             ]
             parts.append(look.heading(title) + look.table(shown))
         return look.columns(*parts)

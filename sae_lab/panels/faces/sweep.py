@@ -56,7 +56,7 @@ class SweepForm(Panel):
                     widget.close()
                 del self._rows[name]
             for name in shown:
-                box, text, said = self._rows.setdefault(name, None) or self._made(name)
+                box, text, said = self._rows.get(name) or self._made(name)
                 self._rows[name], text.value = (box, text, said), asked[name]
                 row = rows[name]
                 reach = ", ".join(map(str, row.choices)) or row.reach
@@ -110,7 +110,7 @@ class SweptView(W.VBox):
     """The SAEs of a sweep: curves, the front, a table; a click on a row chooses its run."""
 
     def __init__(self, selection: Selection):
-        self.selection, self._swept = selection, None
+        self.selection, self.swept = selection, None
         self._grid = Grid("Nothing is measured yet.")
         self._grid.observe(self._clicked, "on_top")
         self._curves, self._front, self._against = W.VBox(), W.VBox(), W.VBox()
@@ -121,19 +121,19 @@ class SweptView(W.VBox):
     def show(self, swept: Swept | None) -> None:
         """Draws what is new."""
         self.layout.display = "" if swept else "none"
-        other, self._swept = swept is not self._swept, swept
+        other, self.swept = swept is not self.swept, swept
         if swept is None or not (swept.read() or other):
             return
         sweep = swept.sweep
         _put(self._curves, plots.overlaid(swept.logs, "fvu") if swept.logs else None)
         measured = sweep.table["l0"].notna().any()
         _put(self._front, sweep.figure if measured else None)
-        varies = [name for name in (*sweep.plan.over, "k", "d_sae") if sweep.table[name].nunique() > 1]
+        varies = [name for name in (*sweep.plan.over, "k", "d_sae") if sweep.table[name].nunique(dropna=False) > 1]
         _put(self._against, sweep.against(varies[0]) if measured and varies else None)
         self._grid.show(swept.table)
 
     def snapshot(self) -> str:
-        return look.frame(self._swept.table) if self._swept else ""
+        return look.frame(self.swept.table) if self.swept else ""
 
     def _clicked(self, change: dict[str, Any]) -> None:
         if change["new"]:

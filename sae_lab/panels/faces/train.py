@@ -48,8 +48,8 @@ class TrainPanel(Panel):
         self.training = Training(TrainingForm(variant, **knobs), folder)
         self.selection = selection if selection is not None else Selection()
         self._form = FormPanel(self.training.form)
-        self.over = SweepForm(self.training, self.show)
-        self._form.on_change(self._changed)
+        self.over = SweepForm(self.training, self.stay(self.show))
+        self._form.on_change(self.stay(self._changed))
         self._settings = W.Accordion(
             [self._form, self.over], titles=("What to train", "Sweep over"), selected_index=None if run else 0
         )
@@ -65,7 +65,7 @@ class TrainPanel(Panel):
         self._pricing = False
         self._cost, self._state, self._bar = W.HTML(), W.HTML(), W.FloatProgress(min=0.0, max=1.0)
         self._bar.layout.width = "100%"
-        self._listed = 0.0
+        self._listed = self._drawn = 0.0
         self._curves, self._words, self._swept = Curves(), W.HTML(), SweptView(self.selection)
         row = W.HBox([*self._buttons.values(), self._price, self._attach])
         row.add_class("sae-buttons")
@@ -89,8 +89,10 @@ class TrainPanel(Panel):
         """This panel, once its run has ended.
 
         Raises:
-            TimeoutError, RuntimeError: as `Launched.wait`.
+            TimeoutError, RuntimeError: as `Launched.wait`; if it shows none.
         """
+        if self.training.run is None:
+            raise RuntimeError("No run is shown: launch one, or attach to one.")
         self.training.run.wait(timeout)
         self.show()
         return self
@@ -123,7 +125,9 @@ class TrainPanel(Panel):
         self._state.value = _headline(self._name, view)
         self._bar.value, self._bar.bar_style = view.share, _style(view.state)
         self._curves.show(view.curves)
-        self._swept.show(self.training.swept)
+        if self.training.swept is not self._swept.swept or time.monotonic() - self._drawn > EVERY:
+            self._drawn = time.monotonic()
+            self._swept.show(self.training.swept)
         self._words.value = _numbers(view) + _words(view)
 
     def snapshot(self) -> str:
@@ -139,11 +143,11 @@ class TrainPanel(Panel):
 
     @property
     def _name(self) -> str:
-        return str(self.training.run.folder) if self.training.run is not None else ""
+        return self.training.name
 
     def _chosen(self) -> None:
         """Tells the other panels which run it is, and names it among those there are now."""
-        self.selection.run = str(self.training.run.folder)
+        self.selection.run = self._name
         self._list()
         self.show()
 
@@ -192,7 +196,7 @@ def _style(state: str) -> str:
 
 def _numbers(view: View) -> str:
     shown = [(label, f"{view.numbers[name]:.4g}") for name, label in NUMBERS.items() if name in view.numbers]
-    return look.figures(shown)
+    return look.figures([("last batch:", ""), *shown]) if shown else ""
 
 
 def _sparklines(view: View) -> str:
