@@ -17,6 +17,7 @@ HERE = Path(__file__).parents[1] / "notebooks" / "panels"
 SIZE = {"width": 1280, "height": 2100}
 MADE = [("batchtopk", {"k": 32}, 1024, 0), ("batchtopk", {"k": 32}, 2048, 1), ("jumprelu", {"target_l0": 32}, 1024, 2)]
 TOKENS, READ = 1_000_000, 200_000
+ASKED = f"variant='batchtopk', d_sae=1024, k=32, context=256, tokens={TOKENS}, batch=1024, lr=2e-3"  # of the first
 
 
 def trained(folder: Path) -> list[Path]:
@@ -57,7 +58,7 @@ def take(folder: Path) -> None:
         runs = trained(Path(work) / "runs")
         lab.page.set_viewport_size(SIZE)
         lab.ask(f"import os; os.chdir({work!r})")
-        lab.run(["import sae_lab as sl\ntour = sl.panels.tour()\ntour"], restart=False)
+        lab.run([f"import sae_lab as sl\ntour = sl.panels.tour({ASKED})\ntour"], restart=False)
         for name, code in panels(lab, [run.relative_to(work) for run in runs]).items():
             lab.page.set_default_timeout(600_000)
             lab.ask(code)

@@ -1,6 +1,7 @@
 """Figures of a training, its latents, and trainings beside one another."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ def curves(log: pd.DataFrame, columns: tuple[str, ...] = ("fvu", "l0", "dead"), 
         figure.add_trace(go.Scatter(x=known["tokens"], y=known[column], **look), **place)
         figure.update_xaxes(title_text="tokens", tickformat="~s", nticks=5, **place)
         if column == "fvu":
-            figure.update_yaxes(type="log", tickformat=".2g", minor={"showgrid": False}, **place)
+            figure.update_yaxes(**_logarithmic(known[column]), **place)
         else:
             figure.update_yaxes(rangemode="tozero", **place)
     return style(figure, 40 + 250 * down)
@@ -40,12 +41,17 @@ def overlaid(logs: dict[str, pd.DataFrame], number: str) -> go.Figure:
             line = {"color": palette[i % len(palette)], "dash": ("solid", "dash", "dot")[i // len(palette) % 3]}
             figure.add_scatter(x=log["tokens"], y=log[number], mode="lines", name=esc(name), line=line)
     figure.update_xaxes(title_text="tokens")
-    seen = [value for log in logs.values() if number in log for value in log[number].dropna() if value > 0] or [1.0]
-    wide = max(seen) > 4 * min(seen)
-    scale = {"type": "log", "tickformat": ".2g", "dtick": "D2" if wide else "D1"} if number == "fvu" else {}
+    seen = pd.Series([value for log in logs.values() if number in log for value in log[number]], dtype=float)
+    scale = _logarithmic(seen) if number == "fvu" else {"minor": {"showgrid": False}}
     title = TERMS.get(number, number.removeprefix("terms."))
-    figure.update_yaxes(title_text=title, minor={"showgrid": False}, **scale)
+    figure.update_yaxes(title_text=title, **scale)
     return style(figure, 340)
+
+
+def _logarithmic(values: pd.Series) -> dict[str, Any]:
+    """A logarithmic axis whose labels do not run into one another."""
+    wide = values.max() > 4 * values.min()
+    return {"type": "log", "tickformat": ".2g", "dtick": "D2" if wide else "D1", "minor": {"showgrid": False}}
 
 
 def front(runs: pd.DataFrame, chosen: Sequence[str] = ()) -> go.Figure:

@@ -174,7 +174,7 @@ def _flows(links: Sequence[Link]) -> pd.DataFrame:
             said[row.kind, row.of] = f"{row.to if row.of == 'children' else link.old}: {row.kind} {row.share:.0%}{null}"
         for child in np.flatnonzero(f.alive[1]):
             parent, kind = f.tree.parent[child], CHILDREN[f.kinds[child, 0]]
-            old = f"none in {link.old}: no parent" if parent < 0 else said[PARENTS[f.verdicts[parent, 0]], "parents"]
+            old = f"{link.new}: no parent" if parent < 0 else said[PARENTS[f.verdicts[parent, 0]], "parents"]
             flows.append((old, said[kind, "children"]))
     found = pd.DataFrame(flows, columns=["from", "to"])
     return found.value_counts(sort=False).reset_index(name="latents")
