@@ -572,6 +572,22 @@ def test_a_figure_in_a_box_is_as_wide_as_there_is_room(lab):
         lab.page.set_viewport_size({"width": 1280, "height": 1400})
 
 
+def test_a_click_on_a_box_of_a_tree_is_heard(lab):
+    tree = """
+boxes = {"ids": ["r", "r/1", "r/1/2", "r/3"], "parents": ["", "r", "r/1", "r"], "values": [0, 0, 3, 2]}
+tree = LiveFigure(go.Figure(go.Treemap(**boxes, labels=["all", "one", "two", "three"])))
+tree
+"""
+    for name, place in (("three", 3), ("one", 1), ("two", 2)):
+        lab.run([FIGURES.removesuffix("first\n"), tree], restart=False)
+        box = lab.page.locator(".js-plotly-plot .treemaplayer text", has_text=name)
+        box.wait_for()
+        lab.page.wait_for_timeout(300)  # boxes grow into their places
+        at = box.bounding_box()
+        lab.page.mouse.click(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+        lab.until("print(tree.clicked)", f"[0, {place}]")
+
+
 def test_a_zoom_outlives_new_data(lab):
     lab.run([FIGURES], restart=False)
     lab.page.locator(PLOT).wait_for()

@@ -1,5 +1,7 @@
 """The panels of directions and of steering, without a browser, on SAEs whose latents are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,21 @@ def test_splits_are_counted_in_the_background_and_colour_points(geometry):
     assert said[9] == "" and said[3].startswith("parent: ") and said[64 + 60].startswith("child of a ")
     with pytest.raises(ValueError, match="between widths"):
         Geometry(geometry.runs[:1], geometry._lm).begin_splitting()
+
+
+def test_a_box_of_the_tree_of_splits_is_a_latent(geometry, monkeypatch):
+    ids = ["a to b", "a to b/5", "a to b/5/60"]
+    drawn = SimpleNamespace(data=[SimpleNamespace(ids=ids)])
+    geometry.splitting = SimpleNamespace(links=[SimpleNamespace(old="a", new="b")], treemap=drawn)
+    assert [geometry.node(place) for place in range(3)] == [-1, 5, 64 + 60]
+    seen = Selection()
+    panel = GeometryPanel(*geometry.runs, lm=geometry._lm, selection=seen, tokens=600)
+    panel.wait()
+    panel.geometry.splitting = geometry.splitting
+    panel._on_tree([0, 2])
+    assert (seen.run, seen.latent) == (str(geometry.runs[1].folder), 60)
+    panel._on_tree([0, 0])
+    assert seen.latent == 60
 
 
 def test_a_click_on_a_point_moves_the_selection_and_back(run, wider, lm):

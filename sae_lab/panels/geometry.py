@@ -127,6 +127,16 @@ class Geometry(Work):
         ]
         return found[shown].set_axis(points)
 
+    def node(self, place: int) -> int:
+        """The row of the latent that a box of the tree of splits stands for; -1 for a box of many."""
+        known = self.splitting.treemap.data[0].ids[place]
+        runs = dict(zip(self._names, (str(run.folder) for run in self._by_width)))
+        for link in self.splitting.links:
+            if known.startswith(top := f"{link.old} to {link.new}/"):
+                parent, *child = known.removeprefix(top).split("/")
+                return self.point(runs[link.new], int(child[0])) if child else self.point(runs[link.old], int(parent))
+        return -1
+
     @property
     def _by_width(self) -> list[Run]:
         """A run of each width, the narrow ones first."""

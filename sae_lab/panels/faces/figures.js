@@ -43,10 +43,12 @@ export default {
       await plotly.react(box, data, { ...layout, autosize: true }, { displaylogo: false, responsive: true });
     };
     await draw();
-    box.on("plotly_click", ({ points: [point] }) => {
+    const hear = ({ points: [point] }) => {
       model.set("clicked", [point.curveNumber, point.pointNumber]);
       model.save_changes();
-    });
+    };
+    box.on("plotly_click", hear);
+    box.on("plotly_treemapclick", hear); // on a box that opens, no other is heard
     const fit = new ResizeObserver(() => { if (box.isConnected && box.offsetWidth) plotly.Plots.resize(box); });
     fit.observe(el);
     model.on("change:_spec", draw);

@@ -101,7 +101,9 @@ class GeometryPanel(Panel):
             self._paint()
         if g.splitting is not None and before[2:3] != seen[2:3]:
             self._flows.children = [LiveFigure(g.splitting.figure)]
-            self._tree.children = [LiveFigure(g.splitting.treemap)]
+            tree = LiveFigure(g.splitting.treemap)
+            tree.observe(self.stay(lambda change: self._on_tree(change["new"])), "clicked")
+            self._tree.children = [tree]
             self._families.show(g.families)
         self._count.disabled = bool(g.working) or len({sae.cfg.d_sae for sae in g.saes}) < 2
         self._state.value = look.told(g.error or self._said(), bool(g.error))
@@ -126,6 +128,11 @@ class GeometryPanel(Panel):
     def _clicked(self, change: dict) -> None:
         if change["new"] >= 0:
             self._look(change["new"])
+
+    def _on_tree(self, clicked: list[int]) -> None:
+        point = self.geometry.node(clicked[1])
+        if point >= 0:
+            self._look(point)
 
     def _look(self, point: int) -> None:
         self.selection.run, self.selection.latent = self.geometry.latent(point)
