@@ -276,7 +276,18 @@ def test_a_logarithmic_slider_has_its_range_evenly_by_decades():
 
 @pytest.fixture
 def panel():
-    return sl.panels.form("batchtopk", k=16)
+    made = sl.panels.form("batchtopk", k=16)
+    made._more.selected_index = 0
+    return made
+
+
+def test_rows_that_are_folded_away_are_made_when_they_are_looked_at():
+    folded = sl.panels.form("batchtopk", k=16)
+    assert list(shown(folded)) == [row.name for row in folded.form.usual]
+    folded._more.selected_index = 0
+    assert set(shown(folded)) == set(folded.form.rows)
+    folded._more.selected_index = None
+    assert set(shown(folded)) == set(folded.form.rows)
 
 
 def shown(panel) -> dict[str, SimpleNamespace]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ipywidgets import Widget
 from test_package import blocks
 
 import sae_lab as sl
@@ -25,8 +26,11 @@ def place(tmp_path_factory):
 def test_python_blocks_run_in_order(place, monkeypatch):
     monkeypatch.chdir(place)
     namespace: dict = {}
-    for i, block in enumerate(PYTHON):
-        exec(compile(block, f"README python block {i + 1}", "exec"), namespace)
+    try:
+        for i, block in enumerate(PYTHON):
+            exec(compile(block, f"README python block {i + 1}", "exec"), namespace)
+    finally:
+        Widget.close_all()  # panels look at their runs until they are closed
     assert abs(namespace["evaluation"].l0.value - 24) < 2
     assert abs(namespace["run"].eval["l0"]["value"] - 16) < 2
     assert namespace["evaluation"].ce_recovered.value > 0.5

@@ -74,6 +74,7 @@ class FormPanel(Panel):
         self.form, self._fields, self._showing, self._told = form, {}, False, []
         self._usual, self._rest, self._foot = W.VBox(), W.VBox(), W.HTML()
         self._more = W.Accordion([self._rest])
+        self._more.observe(lambda _: self.show(), "selected_index")  # its rows are made when they are looked at
         super().__init__(self._usual, self._more, self._foot)
         self.show()
 
@@ -118,13 +119,15 @@ class FormPanel(Panel):
         return look.table(rows) + self._code(errors)
 
     def _draw(self) -> None:
-        old, rows = self._fields, self.form.rows
+        old, usual = self._fields, self.form.usual
+        more = self.form.more if self._more.selected_index is not None or self._rest.children else []
+        rows = {row.name: row for row in (*usual, *more)}
         kept = {name: old[name] for name, row in rows.items() if name in old and old[name].serves(row)}
         if list(old) == list(kept) == list(rows):
             return
         self._fields = {name: kept.get(name) or Field(row, self._changed) for name, row in rows.items()}
-        self._usual.children = [self._fields[row.name].box for row in self.form.usual]
-        self._rest.children = [self._fields[row.name].box for row in self.form.more]
+        self._usual.children = [self._fields[row.name].box for row in usual]
+        self._rest.children = [self._fields[row.name].box for row in more]
         for name in old.keys() - kept.keys():
             old[name].close()
 
