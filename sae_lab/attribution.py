@@ -121,14 +121,16 @@ class _Parts:
         self.place = keep.nonzero()[:, 0].to(sae.W_dec.device)
         self.shape, x, y = read[site.target].shape, read[site][self.place], read[site.target][self.place]
         slope, z = gradient.to(sae.W_dec)[self.place], sae.encode(x).detach()
+        size = sae.token_scale(x)[1]  # of what a latent adds, by token
         latent, token = z.support.latent.long(), z.support.token
-        effect = z.value * (slope[token] * sae.W_dec[latent]).sum(-1)
+        effect = z.value * ((slope * size)[token] * sae.W_dec[latent]).sum(-1)
         largest = effect.abs().topk(min(top, len(effect))).indices
         others = z.value.index_fill(0, largest, 0.0)
-        self.token, self.single = token[largest], z.value[largest, None] * sae.W_dec[latent[largest]]
+        self.token = token[largest]
+        self.single = z.value[largest, None] * sae.W_dec[latent[largest]] * (torch.ones_like(y) * size)[self.token]
         bias = sae.beside(x).expand_as(y)
         self.whole = {
-            "rest": decode(z.to(others), sae.W_dec),
+            "rest": decode(z.to(others), sae.W_dec) * size,
             "error": y - sae.reconstruct(z, x),
             "bias": bias,
             "total": y,

@@ -503,8 +503,16 @@ def baseline_twin(p, batch):
     return x_hat, {"mse": square(batch.target - x_hat)}
 
 
+def groupmax_twin(p, batch):
+    pre = (batch.x - p.b_dec) @ p.W_enc.T + p.b_enc
+    z = torch.cat([dense_topk(group, 1) for group in pre.split(-(-p.cfg.d_sae // p.cfg.k), 1)], 1)
+    x_hat = z @ p.W_dec + p.b_dec
+    return x_hat, {"mse": square(batch.target - x_hat)}
+
+
 TWINS = {
     "topk": topk_twin,
+    "groupmax": groupmax_twin,
     "batchtopk": batchtopk_twin,
     "matryoshka": matryoshka_twin,
     "llama_scope": llama_scope_twin,

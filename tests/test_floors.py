@@ -11,8 +11,8 @@ FLOORS = [
     {"shapes", "knobs", "sites"},
     {"sources", "sparse", "plots", "tiny", "peers"},
     {"toys", "saes", "metrics", "directions", "intervals", "probes", "recovery", "matching", "models", "tokens"},
-    {"harvest", "reading", "runs", "pretrained", "labels", "families"},
-    {"labelled"},
+    {"harvest", "reading", "runs", "labels", "families"},
+    {"labelled", "pretrained"},
     {
         *("training", "evaluation", "concepts", "windows", "steering", "explanation", "comparison"),
         *("bench", "citing", "diagnosis", "attribution", "splitting", "geometry", "absorption", "probing"),

@@ -83,6 +83,13 @@ def topk_auxk(p, batch):
     return {"mse": squares(missed), "auxk": auxk(p, pre, missed, batch.dead, half(p)) / spread(missed)}
 
 
+def groupmax(p, batch):
+    """The largest of each group."""
+    pre = pre_acts(p, batch.x - p.b_dec)
+    z = torch.cat([topk(group, 1) for group in pre.split(-(-p.cfg.d_sae // p.cfg.k), 1)], 1)
+    return {"mse": squares(batch.target - decoded(p, z))}
+
+
 def batchtopk(p, batch):
     """2."""
     pre = pre_acts(p, batch.x - p.b_dec)
@@ -332,6 +339,7 @@ def end_to_end(p, batch):
 TWINS = {
     "relu": relu,
     "topk": topk_auxk,
+    "groupmax": groupmax,
     "batchtopk": batchtopk,
     "gated": gated,
     "jumprelu": jumprelu,

@@ -5,7 +5,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from ..knobs import hint, knobs, plain
-from .base import REGISTRY, SAE, Batch, Objective, Recipe, register
+from .base import REGISTRY, SAE, Batch, Objective, Recipe, blank, register
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

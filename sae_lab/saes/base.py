@@ -2,7 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
@@ -17,6 +19,7 @@ from .control import L0Controller
 from .losses import power, ramp
 
 REGISTRY: dict[str, type["SAE"]] = {}
+_blank = ContextVar("blank", default=False)
 START = 10  # times target_l0: L0 of the first step where a price is moved
 PIECE = 2048  # latents that a first sample is shown to at a time
 
@@ -103,6 +106,10 @@ class SAE(nn.Module, ABC):
     in_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")  # tensors measured in units of the activation
     in_log_units: ClassVar[tuple[str, ...]] = ()  # logarithms of such
     trainable: ClassVar[bool] = True
+    # which latents fire at inference, in words that files of other tools know: "positive" pre-activations, the largest of
+    # each token ("topk"; "priced topk": by value times decoder norm; "grouptop": one of each group), those over
+    # `threshold`, or a "gate" with r_mag and b_mag. None: by a rule of its own, so that only we can write it.
+    fires: ClassVar[str | None] = None
     alone: ClassVar[bool] = False  # whether a latent fires by its own numbers, whatever the others do
 
     @dataclass(frozen=True)
@@ -124,6 +131,13 @@ class SAE(nn.Module, ABC):
             "d_sae / 2), or 10 x target_l0 where a price is moved",
         )
         encoder_bias: bool = knob(True, help="whether latents have a bias of their own; without, b_enc does not exist")
+        centred: bool = knob(True, help="whether b_dec is subtracted before the encoder; a transcoder's never is")
+        per_token: str = knob(
+            "none",
+            choices=("none", "layer_norm", "norm"),
+            help="how each token is scaled before the encoder, and x_hat back: by its mean and standard deviation, or "
+            "its norm (to sqrt(d_in))",
+        )
         transcode: bool = knob(False, help="whether it predicts another activation than it reads, as at a TC site")
         skip: bool = knob(False, help="whether a transcoder has a linear path beside its latents")
         choose_in: str = knob(
@@ -137,6 +151,11 @@ class SAE(nn.Module, ABC):
             for row in ("d_in", "d_sae"):
                 if getattr(self, row) < 1:
                     raise ValueError(f"{row}={getattr(self, row)} must be at least 1.")
+            if self.transcode and self.per_token != "none":
+                raise ValueError(
+                    f"per_token={self.per_token!r} scales x_hat back by x: a transcoder's target is another activation. "
+                    'Leave it at "none".'
+                )
             if self.skip and not self.transcode:
                 raise ValueError("skip=True is for transcoders: the linear path would copy x. Set transcode=True too.")
             k, aim = getattr(self, "k", None), self.target_l0
@@ -161,8 +180,11 @@ class SAE(nn.Module, ABC):
         self.cfg = cfg
         self.origin: dict[str, Any] = {}  # where it was trained: model, site, text ...; kept beside saved weights
         rng = torch.Generator().manual_seed(cfg.seed)
-        W = torch.randn(cfg.d_sae, cfg.d_in, generator=rng)
-        W /= W.norm(dim=1, keepdim=True)
+        if _blank.get():
+            W = torch.empty(cfg.d_sae, cfg.d_in)
+        else:
+            W = torch.randn(cfg.d_sae, cfg.d_in, generator=rng)
+            W /= W.norm(dim=1, keepdim=True)
         self.W_enc = nn.Parameter(W.clone())
         self.W_dec = nn.Parameter(W)
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae)) if cfg.encoder_bias else None
@@ -186,12 +208,29 @@ class SAE(nn.Module, ABC):
     @property
     def centre(self) -> Tensor | None:
         """What is subtracted before the encoder by those that do: b_dec; a transcoder's is not in x's place."""
-        return None if self.cfg.transcode else self.b_dec
+        return self.b_dec if self.cfg.centred and not self.cfg.transcode else None
 
-    def pre(self, x: Acts, centre: Tensor | None = None, again: LatentMask | None = None) -> PreActs:
+    def pre(self, x: Acts, again: LatentMask | None = None) -> PreActs:
         """(x - centre) @ W_enc.T + b_enc, to choose from; `again`: latents a second choice is made among."""
-        x, b_enc = x.to(self.W_enc.dtype), self.b_enc
-        return encode(x, self.W_enc, b_enc, centre=centre, choose_in=self.choose_in, again=again)
+        x = self.normed(x.to(self.W_enc.dtype))
+        return encode(x, self.W_enc, self.b_enc, centre=self.centre, choose_in=self.choose_in, again=again)
+
+    def normed(self, x: Acts) -> Acts:
+        """What the encoder is shown of x: x itself unless each token is scaled on its own."""
+        if self.cfg.per_token == "none":
+            return x
+        mean, size = self.token_scale(x)
+        return (x - mean) / size
+
+    def token_scale(self, x: Acts) -> tuple[Tensor | float, Tensor | float]:
+        """By token, [..., 1]: what is subtracted, and what the rest is divided by. A latent of value z adds
+        z * size * W_dec row to x_hat.
+        """
+        if self.cfg.per_token == "norm":
+            return 0.0, x.norm(dim=-1, keepdim=True).clamp(min=1e-12) / math.sqrt(self.cfg.d_in)
+        if self.cfg.per_token == "layer_norm":
+            return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + 1e-5
+        return 0.0, 1.0
 
     @abstractmethod
     def encode(self, x: Acts) -> Latents:
@@ -215,16 +254,21 @@ class SAE(nn.Module, ABC):
         return few
 
     def decode(self, z: Latents) -> Acts:
-        """What the latents give, and b_dec."""
+        """What the latents give, and b_dec; where tokens are scaled one by one, without that scale."""
         return decode(z, self.W_dec) + self.b_dec
 
     def beside(self, x: Acts) -> Acts | Direction:
         """What x_hat has beside its latents: b_dec, and the linear path where there is one."""
+        if self.cfg.per_token != "none":
+            mean, size = self.token_scale(x.to(self.b_dec))
+            return self.b_dec * size + mean
         return self.b_dec if self.W_skip is None else x.to(self.W_skip) @ self.W_skip.T + self.b_dec
 
     def reconstruct(self, z: Latents, x: Acts) -> Acts:
         """x_hat from the latents of x."""
-        return decode(z, self.W_dec) + self.beside(x)
+        if self.cfg.per_token == "none":
+            return decode(z, self.W_dec) + self.beside(x)
+        return decode(z, self.W_dec) * self.token_scale(x.to(self.W_dec))[1] + self.beside(x)
 
     def forward(self, x: Acts) -> Acts:
         return self.reconstruct(self.encode(x), x)
@@ -272,8 +316,11 @@ class SAE(nn.Module, ABC):
     def fold(self, scale: float, target_scale: float | None = None) -> None:
         """Turn an SAE of x * scale into the same SAE of x; a transcoder's target has a scale of its own.
 
-        Latents are in units of the target, whose directions keep their norm.
+        Latents are in units of the target, whose directions keep their norm. Where each token is scaled on its own, the
+        scale of all makes no difference.
         """
+        if self.cfg.per_token != "none":
+            return
         target_scale = scale if target_scale is None else target_scale
         for name in self.in_units:
             if getattr(self, name) is not None:
@@ -283,6 +330,16 @@ class SAE(nn.Module, ABC):
         for weight in (self.W_enc, self.W_skip) if scale != target_scale else ():
             if weight is not None:
                 weight.mul_(scale / target_scale)
+
+
+@contextmanager
+def blank() -> Iterator[None]:
+    """Within, an SAE is made without drawing its directions: they will be read from a file."""
+    before = _blank.set(True)
+    try:
+        yield
+    finally:
+        _blank.reset(before)
 
 
 def register(name: str, cls: type[SAE]) -> None:

@@ -20,6 +20,7 @@ class BatchTopK(SAE, name="batchtopk"):
     """
 
     paper = "Bussmann et al. 2024, arXiv:2412.06410"
+    fires = "threshold"
     recipe = Recipe(lr=3e-4, betas=(0.9, 0.99))
     alone = True
     in_units = (*SAE.in_units, "threshold")
@@ -41,11 +42,11 @@ class BatchTopK(SAE, name="batchtopk"):
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(pre.over(self.threshold)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.centre, again=batch.dead)
+        pre = self.pre(batch.x, again=batch.dead)
         k = min(annealed(self.cfg.k_init or 0, self.cfg.k, self.cfg.k_anneal, batch.progress), self.cfg.d_sae)
         z = pre.keep(pre.choose(batch_topk, k * len(batch.x))).relu()
         follow(self.threshold, z, self.cfg.momentum)
@@ -60,4 +61,4 @@ class BatchTopK(SAE, name="batchtopk"):
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:
-        self.threshold.fill_(batch_threshold((self.pre(x, self.centre) for x in chunks), self.cfg.k))
+        self.threshold.fill_(batch_threshold((self.pre(x) for x in chunks), self.cfg.k))

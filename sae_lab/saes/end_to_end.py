@@ -31,6 +31,7 @@ class EndToEnd(SAE, name="end_to_end"):
     """
 
     paper = "Braun et al. 2024, arXiv:2405.12241"
+    fires = "positive"
     recipe = Recipe(lr=5e-4, warmup=0.05, decay=0.95, clip=10.0, scaling="sqrt_d")
     alone = True
     needs = frozenset({"patched_kl"})
@@ -47,6 +48,15 @@ class EndToEnd(SAE, name="end_to_end"):
         )
         kl_weight: float | None = knob(None, 0.0, 1e4, "weight of the KL; by default 1 for e2e, 0.5 for e2e_ds")
         later_weight: float = knob(2.5, 0.0, 1e4, "weight of the later layers' errors, all together")
+        centred: bool = knob(False, help="whether b_dec is subtracted before the encoder")
+
+        def __post_init__(self):
+            super().__post_init__()
+            if self.per_token != "none":
+                raise ValueError(
+                    f"per_token={self.per_token!r} has no meaning for end_to_end, whose x_hat is spliced into the model "
+                    'as it is. Leave it at "none".'
+                )
 
     @torch.no_grad()
     def build(self) -> None:

@@ -28,6 +28,7 @@ class FeatureChoice(SAE, name="feature_choice"):
     """
 
     paper = "Ayonrinde 2024, arXiv:2411.02124 (interpretation)"
+    fires = "threshold"
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
     alone = True
     in_units = (*SAE.in_units, "threshold")
@@ -63,11 +64,11 @@ class FeatureChoice(SAE, name="feature_choice"):
         return apportion(share, total, least=1) if total >= self.cfg.d_sae else draw_lots(share)
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(pre.over(self.threshold)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre, tok = self.pre(batch.x, self.centre), len(batch.x)
+        pre, tok = self.pre(batch.x), len(batch.x)
         mutual = batch.progress < self.cfg.mutual_share
         rule, amount = (batch_topk, self.cfg.k * tok) if mutual else (column_topk, self.quotas(tok))
         z = pre.keep(pre.choose(rule, amount)).relu()
@@ -88,4 +89,4 @@ class FeatureChoice(SAE, name="feature_choice"):
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:
-        self.threshold.copy_(latent_thresholds((self.pre(x, self.centre) for x in chunks), self.law(), self.cfg.k))
+        self.threshold.copy_(latent_thresholds((self.pre(x) for x in chunks), self.law(), self.cfg.k))

@@ -22,6 +22,7 @@ class Gated(SAE, name="gated"):
     """
 
     paper = "Rajamanoharan et al. 2024, arXiv:2404.16014"
+    fires = "gate"
     recipe = Recipe(lr=3e-4, betas=(0.0, 0.999), warmup=0.01, decay=0.0, sparsity_warmup=0.05, clip=0.0)
     alone = True
     in_units = (*SAE.in_units, "b_mag")
@@ -61,7 +62,7 @@ class Gated(SAE, name="gated"):
         threshold = (self.b_mag - rescale * self._b_gate).relu()
         b_enc = self.b_mag if self.centre is None else self.b_mag - W_enc @ self.centre
         kept = {name: getattr(self, name).clone() for name in ("W_dec", "b_dec", "W_skip") if name in self.state_dict()}
-        return {"W_enc": W_enc, "b_enc": b_enc, "log_threshold": threshold.log(), **kept}
+        return {"W_enc": W_enc, "b_enc": b_enc, "log_threshold": threshold.double().log(), **kept}
 
     @property
     def _b_gate(self) -> Tensor:
@@ -69,7 +70,8 @@ class Gated(SAE, name="gated"):
 
     def _fire(self, x: Acts) -> tuple[Latents, Latents]:
         """relu(u + b_enc) and f, both where gates are open."""
-        pre = encode(x.to(self.W_enc.dtype), self.W_enc, centre=self.centre, choose_in=self.choose_in)
+        x = self.normed(x.to(self.W_enc.dtype))
+        pre = encode(x, self.W_enc, centre=self.centre, choose_in=self.choose_in)
         u = pre.keep(pre.over(-self._b_gate.detach()))
         magnitude = u.at(self.r_mag.exp()) * u.value + u.at(self.b_mag)
         return u.to(u.value + u.at(self._b_gate)), u.to(magnitude.relu())

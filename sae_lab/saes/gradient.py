@@ -23,6 +23,7 @@ class Gradient(SAE, name="gradient"):
     """
 
     paper = "Olmo et al. 2024, arXiv:2411.10397 (interpretation)"
+    fires = "topk"
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
     needs = frozenset({"grad"})
     in_units = (*SAE.in_units, "per_grad")
@@ -46,16 +47,16 @@ class Gradient(SAE, name="gradient"):
         self.b_dec.copy_(geometric_median(target))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(pre.choose(topk, self.cfg.k)).relu()
 
     def encode_with_grad(self, x: Acts, grad: Acts) -> Latents:
         """Latents chosen as in training; the gradient's size is that of the last training batches."""
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(self._choose(pre, grad.reshape(pre.centred.shape), self.per_grad)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.centre, again=batch.dead)
+        pre = self.pre(batch.x, again=batch.dead)
         z = pre.keep(self._choose(pre, batch.grad, self._measure(batch.grad))).relu()
         x_hat = self.reconstruct(z, batch.x)
         missed = batch.target - x_hat

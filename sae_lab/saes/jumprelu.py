@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ..knobs import knob
-from ..shapes import Acts
-from ..sparse import Latents, PreActs
+from ..shapes import Acts, PerLatent
+from ..sparse import Latents
 from .base import SAE, Batch, Objective, Recipe
 from .losses import mse, ramp
 
@@ -27,6 +27,7 @@ class JumpReLU(SAE, name="jumprelu"):
     """
 
     paper = "Rajamanoharan et al. 2024, arXiv:2407.14435"
+    fires = "threshold"
     recipe = Recipe(lr=7e-5, betas=(0.0, 0.999), warmup=0.01, decay=0.0, sparsity_warmup=0.1, clip=0.0)
     alone = True
     in_log_units = ("log_threshold",)
@@ -39,7 +40,7 @@ class JumpReLU(SAE, name="jumprelu"):
         )
         bandwidth: float = knob(1e-3, 1e-9, 10.0, "width of the kernel around a threshold, in units of activation")
         init_threshold: float = knob(1e-3, 1e-9, 10.0, "every threshold at the start")
-        centred: bool = knob(False, help="whether b_dec is subtracted before the encoder, as some ports do")
+        centred: bool = knob(False, help="whether b_dec is subtracted before the encoder")
 
         def __post_init__(self):
             super().__post_init__()
@@ -53,16 +54,22 @@ class JumpReLU(SAE, name="jumprelu"):
 
     def build(self) -> None:
         start = math.log(self.cfg.init_threshold)
-        self.log_threshold = nn.Parameter(torch.full((self.cfg.d_sae,), start))
+        # float64, so that a threshold of float32 comes out of its logarithm as it went in
+        self.log_threshold = nn.Parameter(torch.full((self.cfg.d_sae,), start, dtype=torch.float64))
         if self.cfg.target_weight is not None:
             self.control = None  # the penalty itself aims at the target
 
+    @property
+    def threshold(self) -> PerLatent:
+        """theta, in the precision of the weights."""
+        return self.log_threshold.exp().to(self.W_enc.dtype)
+
     def encode(self, x: Acts) -> Latents:
-        pre = self._pre(x)
-        return pre.keep(pre.over(self.log_threshold.detach().exp()))
+        pre = self.pre(x)
+        return pre.keep(pre.over(self.threshold.detach()))
 
     def objective(self, batch: Batch) -> Objective:
-        cfg, pre, theta = self.cfg, self._pre(batch.x), self.log_threshold.exp()
+        cfg, pre, theta = self.cfg, self.pre(batch.x), self.threshold
         v = pre.keep(pre.over((theta.detach() - cfg.bandwidth / 2).clamp(min=0)))  # active, or below but in the window
         at = v.at(theta)
         over = _Step.apply(v.value, at, cfg.bandwidth)
@@ -81,9 +88,6 @@ class JumpReLU(SAE, name="jumprelu"):
         if self.control is not None:
             self.log_threshold += self.control.lasting
         self.log_threshold.clamp_(min=math.log(self.cfg.bandwidth / 2))
-
-    def _pre(self, x: Acts) -> PreActs:
-        return self.pre(x, self.centre if self.cfg.centred else None)
 
 
 class _Step(torch.autograd.Function):

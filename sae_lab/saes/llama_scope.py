@@ -33,6 +33,7 @@ class LlamaScope(SAE, name="llama_scope"):
         k_anneal: float = knob(0.1, 0.0, 1.0, "share of the run over which the latents kept fall to k")
         init_norm: float | None = knob(0.5, 1e-3, 10.0, "norm of all rows at the start; None: searched for on a sample")
         tied_init: bool = knob(True, help="whether encoder rows start as the decoder's; not so in their transcoders")
+        centred: bool = knob(False, help="whether b_dec is subtracted before the encoder")
 
         def __post_init__(self):
             super().__post_init__()
@@ -58,6 +59,11 @@ class LlamaScope(SAE, name="llama_scope"):
     def alone(self) -> bool:
         """Once there is a threshold."""
         return bool(self.threshold > 0)
+
+    @property
+    def fires(self) -> str:
+        """As the paper says of its two stages."""
+        return "threshold" if self.alone else "priced topk"
 
     def encode(self, x: Acts) -> Latents:
         pre = self.pre(x)

@@ -22,6 +22,7 @@ class Matryoshka(SAE, name="matryoshka"):
     """
 
     paper = "Bussmann et al. 2025, arXiv:2503.17547"
+    fires = "threshold"
     recipe = Recipe(lr=3e-4, betas=(0.9, 0.99))
     alone = True
     in_units = (*SAE.in_units, "threshold")
@@ -51,11 +52,11 @@ class Matryoshka(SAE, name="matryoshka"):
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(pre.over(self.threshold)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.centre, again=batch.dead)
+        pre = self.pre(batch.x, again=batch.dead)
         z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
         follow(self.threshold, z, self.cfg.momentum)
         levels = self.levels(z, batch.x)
@@ -74,4 +75,4 @@ class Matryoshka(SAE, name="matryoshka"):
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:
-        self.threshold.fill_(batch_threshold((self.pre(x, self.centre) for x in chunks), self.cfg.k))
+        self.threshold.fill_(batch_threshold((self.pre(x) for x in chunks), self.cfg.k))

@@ -26,6 +26,7 @@ class MutualChoice(SAE, name="mutual_choice"):
     """
 
     paper = "Ayonrinde 2024, arXiv:2411.02124 (interpretation)"
+    fires = "threshold"
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
     alone = True
     in_units = (*SAE.in_units, "threshold")
@@ -51,11 +52,11 @@ class MutualChoice(SAE, name="mutual_choice"):
         self.b_dec.copy_(geometric_median(target))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(pre.over(self.threshold)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.centre)
+        pre = self.pre(batch.x)
         z = pre.keep(pre.choose(batch_topk, self.cfg.k * len(batch.x))).relu()
         follow(self.threshold, z, self.cfg.momentum)
         self.latest.copy_(z.support.T.start.diff() / len(batch.x))
@@ -75,4 +76,4 @@ class MutualChoice(SAE, name="mutual_choice"):
 
     @torch.no_grad()
     def calibrate(self, chunks: Iterable[Part]) -> None:
-        self.threshold.fill_(batch_threshold((self.pre(x, self.centre) for x in chunks), self.cfg.k))
+        self.threshold.fill_(batch_threshold((self.pre(x) for x in chunks), self.cfg.k))

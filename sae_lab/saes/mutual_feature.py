@@ -38,6 +38,7 @@ class MutualFeature(SAE, name="mutual_feature"):
     """
 
     paper = "Marks et al. 2024, arXiv:2411.01220"
+    fires = "topk"
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
     needs = frozenset({"peers"})
 
@@ -67,11 +68,11 @@ class MutualFeature(SAE, name="mutual_feature"):
         self.b_dec.copy_(geometric_median(target))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(pre.choose(topk, self.cfg.k)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.centre, again=batch.dead)
+        pre = self.pre(batch.x, again=batch.dead)
         z = pre.keep(pre.choose(topk, self.cfg.k)).relu()
         x_hat = self.reconstruct(z, batch.x)
         self._observe(z)

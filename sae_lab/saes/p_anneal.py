@@ -21,6 +21,7 @@ class PAnneal(SAE, name="p_anneal"):
     """
 
     paper = "Karvonen et al. 2024, arXiv:2408.00113"
+    fires = "positive"
     recipe = Recipe(lr=1e-3, sparsity_warmup=0.05, scaling="sqrt_d")
     alone = True
 
@@ -38,7 +39,7 @@ class PAnneal(SAE, name="p_anneal"):
         self.register_buffer("sums", torch.zeros(self.cfg.queue, 2))  # of the last batches: with this p, with the next
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(pre.over(0.0)).relu()
 
     def objective(self, batch: Batch) -> Objective:

@@ -16,6 +16,7 @@ class PCA(SAE, name="pca"):
     """What variance alone finds. `calibrate` measures mean and covariance; before, the directions are the axes."""
 
     paper = "a baseline; Pearson 1901, and as one for SAEs: Cunningham et al. 2023, arXiv:2309.08600"
+    fires = "topk"
     recipe = Recipe(lr=0.0)
     trainable = False
 
@@ -37,7 +38,7 @@ class PCA(SAE, name="pca"):
         self._set(torch.eye(self.cfg.d_in))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(pre.choose(topk, self.cfg.k)).relu()
 
     def objective(self, batch: Batch) -> Objective:

@@ -15,6 +15,7 @@ class Random(SAE, name="random"):
     """What random directions explain: a trained SAE has to beat it. Only b_dec is set, to the sample's mean."""
 
     paper = "a baseline; that random models pass for interpretable: Heap et al. 2025, arXiv:2501.17727"
+    fires = "topk"
     recipe = Recipe(lr=0.0)
     trainable = False
 
@@ -28,7 +29,7 @@ class Random(SAE, name="random"):
         self.b_dec.copy_(target.mean(0))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(pre.choose(topk, self.cfg.k)).relu()
 
     def objective(self, batch: Batch) -> Objective:

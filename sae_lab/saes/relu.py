@@ -15,6 +15,7 @@ class ReLU(SAE, name="relu"):
     """Decoder norms are free: sum of z * |W_dec row| is what is penalised. No bias before the encoder."""
 
     paper = "Conerly et al. 2024, Circuits Updates April 2024 (transformer-circuits.pub); ReLU SAEs: arXiv:2309.08600"
+    fires = "positive"
     recipe = Recipe(lr=5e-5, warmup=0.0, sparsity_warmup=0.05, unit_norm=False, scaling="sqrt_d")
     alone = True
 
@@ -22,6 +23,7 @@ class ReLU(SAE, name="relu"):
     class Config(SAE.Config):
         l1_weight: float = knob(5.0, 0.0, 1e4, "price of one unit of latent activation times decoder norm")
         init_norm: float = knob(0.1, 1e-3, 10.0, "norm of the decoder rows at the start; the encoder's are the same")
+        centred: bool = knob(False, help="whether b_dec is subtracted before the encoder")
 
     @torch.no_grad()
     def build(self) -> None:

@@ -40,6 +40,7 @@ class TemporalMask(SAE, name="temporal_mask"):
         inference: str = knob(
             "all", choices=("all", "important"), help="latents at inference: all, or those over theta"
         )
+        centred: bool = knob(False, help="whether b_dec is subtracted before the encoder")
 
     @torch.no_grad()
     def build(self) -> None:
@@ -50,6 +51,11 @@ class TemporalMask(SAE, name="temporal_mask"):
         self.register_buffer("seen", torch.zeros(d_sae))  # weight of all observations: 1 - momentum^n after n
         self.register_buffer("masked", torch.zeros(d_sae, dtype=torch.bool))  # who sits the next step out
         self.register_buffer("steps", torch.tensor(0))
+
+    @property
+    def fires(self) -> str | None:
+        """As ReLU, unless latents are left out by their importance."""
+        return "positive" if self.cfg.inference == "all" else None
 
     def encode(self, x: Acts) -> Latents:
         out = torch.zeros_like(self.masked)

@@ -20,6 +20,7 @@ class TopK(SAE, name="topk"):
     """
 
     paper = "Gao et al. 2024, arXiv:2406.04093"
+    fires = "topk"
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
 
     @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class TopK(SAE, name="topk"):
         self.b_dec.copy_(geometric_median(target))
 
     def encode(self, x: Acts) -> Latents:
-        pre = self.pre(x, self.centre)
+        pre = self.pre(x)
         return pre.keep(pre.choose(topk, self.cfg.k)).relu()
 
     def objective(self, batch: Batch) -> Objective:
-        pre = self.pre(batch.x, self.centre, again=batch.dead)
+        pre = self.pre(batch.x, again=batch.dead)
         k = min(annealed(self.cfg.k_init or 0, self.cfg.k, self.cfg.k_anneal, batch.progress), self.cfg.d_sae)
         z = pre.keep(pre.choose(topk, k)).relu()
         x_hat = self.reconstruct(z, batch.x)

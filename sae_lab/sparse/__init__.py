@@ -2,7 +2,7 @@
 
 from .adam import Adam
 from .backends import backend, backend_of
-from .choose import Chunks, Rule, above, batch_topk, column_topk, topk
+from .choose import Chunks, Rule, above, batch_topk, column_topk, group_topk, topk
 from .compiling import compiling
 from .corner import corner
 from .latents import Latents, Support, decode, dots, latent_sums, latent_totals, sums

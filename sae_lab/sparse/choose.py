@@ -2,6 +2,7 @@
 
     topk(scores, k)              the k largest of each token
     batch_topk(scores, n)        the n largest of the batch
+    group_topk(scores, k)        the largest of each of k groups of neighbouring latents
     column_topk(scores, quota)   each latent's `quota[latent]` tokens of highest score
     above(scores, floor)         all over the floor, one number or one per latent; it may be negative
 
@@ -136,6 +137,19 @@ class BatchTopK(Rule):
         return bool(_too_narrow(s.start[[0, -1]], s.score, exact, keep, generous)[0])
 
 
+class GroupTopK(Rule):
+    """The largest of each of k groups of neighbouring latents, of which the last may be smaller. Chooses from exact
+    scores: how far rounding can be off is not looked at.
+    """
+
+    def choose(self, chunks: Chunks, amount: int) -> Support:
+        size = -(-chunks.d_sae // amount)
+        return _support(chunks.d_sae, [_best_of_groups(score, size) for _, score in chunks])
+
+    def density(self, amount: int, chunks: Chunks) -> float:
+        return 1.0  # so that no coarse scores are made
+
+
 class ColumnTopK(Rule):
     """Each latent's own number of tokens."""
 
@@ -175,7 +189,7 @@ class Above(Rule):
         return ~(score <= (floor[s.latent] if floor.dim() else floor))
 
 
-topk, batch_topk, column_topk, above = TopK(), BatchTopK(), ColumnTopK(), Above()
+topk, batch_topk, group_topk, column_topk, above = TopK(), BatchTopK(), GroupTopK(), ColumnTopK(), Above()
 
 
 def _guessed(chunks: Chunks, n: int) -> Support | None:
@@ -226,6 +240,16 @@ def _support(d_sae: int, found: list[tuple[Tensor, Tensor, Tensor]]) -> Support:
     """One support from the (latent, count, score) of several chunks."""
     latent, count, score = map(torch.cat, zip(*found))
     return Support(latent, starts(count), d_sae, score=score)
+
+
+def _best_of_groups(score: Scores, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The latents of each token that are the largest of their group and positive, ascending; how many; their scores."""
+    spare = -score.shape[1] % size
+    groups = torch.nn.functional.pad(score, (0, spare), value=-torch.inf).unflatten(1, (-1, size))
+    best, place = groups.max(-1)
+    latent = (place + torch.arange(0, groups.shape[1] * size, size, device=score.device)).to(torch.int32)
+    keep = ~(best <= 0)  # a NaN stays
+    return latent[keep], keep.sum(1), best[keep]
 
 
 def _largest(score: Scores | Numbers, k: int) -> tuple[Tensor, Tensor, Tensor]:

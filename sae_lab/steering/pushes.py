@@ -150,7 +150,10 @@ def unit_direction(sae: SAE, latent: int) -> Direction:
 
 
 class Reading:
-    """Activations of some latents, [..., latents]; where they do not compete, at the price of their encoder rows."""
+    """Activations of some latents, [..., latents]; where they do not compete, at the price of their encoder rows.
+
+    Where the SAE scales tokens one by one: how much of its row each adds, and last what 1.0 adds, [..., latents + 1].
+    """
 
     def __init__(self, sae: SAE, latents: Sequence[int]):
         self.sae, self.latents = (sae.only(latents), range(len(latents))) if sae.alone else (sae, latents)
@@ -158,12 +161,16 @@ class Reading:
     @torch.no_grad()
     def __call__(self, x: Acts) -> Float[Tensor, "*lead latents"]:
         weight = self.sae.W_dec
-        z = self.sae.encode(x.to(weight.device, weight.dtype))
+        x, device = x.to(weight.device, weight.dtype), x.device
+        z = self.sae.encode(x)
         out = weight.new_zeros(z.support.tok, len(self.latents))
         for column, latent in enumerate(self.latents):
             on = z.support.latent == latent
             out[z.support.token[on], column] = z.value[on]
-        return out.view(*x.shape[:-1], -1).to(x.device)
+        out = out.view(*x.shape[:-1], -1)
+        if self.sae.cfg.per_token != "none":
+            out = torch.cat([out, torch.ones_like(out[..., :1])], -1) * self.sae.token_scale(x)[1]
+        return out.to(device)
 
 
 def in_units(
@@ -200,14 +207,17 @@ def recipe(sae: SAE, site: Site, pushes: Sequence[Push]) -> Recipe:
 
 
 def _edit(sae: SAE, site: Site, push: Push, aim: float, sees: Reading | None, latents: list[int]) -> Edit:
+    plain = sae.cfg.per_token == "none"
     if push.reads:
         column, aim = latents.index(push.latent), 0.0 if push.mode == "ablate" else aim
-        return Edit(site, direction(sae, push.latent), lambda z: aim - z[..., column], **push.where, sees=sees)
+        strength = lambda z: (aim if plain else aim * z[..., -1]) - z[..., column]  # noqa: E731
+        return Edit(site, direction(sae, push.latent), strength, **push.where, sees=sees)
     d = unit_direction(sae, push.latent)
     along = lambda x: x.float() @ d.to(x.device)  # noqa: E731
+    there = lambda x: aim if plain else aim * sae.token_scale(x.float())[1][..., 0]  # noqa: E731
     strength = {
-        "add": aim,
-        "orthogonal": lambda x: aim - along(x),
-        "cap": lambda x: -(along(x) - aim).relu(),
+        "add": aim if plain else there,
+        "orthogonal": lambda x: there(x) - along(x),
+        "cap": lambda x: -(along(x) - there(x)).relu(),
     }[push.mode]
     return Edit(site.target, d, strength, **push.where)

@@ -91,10 +91,10 @@ class Member:
         )
 
     def scaled(self, x: Tensor) -> Tensor:
-        return x.to(self.sae.W_dec) * self.scale
+        return self.sae.normed(x.to(self.sae.W_dec) * self.scale)
 
     def scaled_target(self, target: Tensor) -> Tensor:
-        return target.to(self.sae.W_dec) * self.target_scale
+        return self.sae.normed(target.to(self.sae.W_dec) * self.target_scale)
 
     def _cost(self, of: Any, x_hat: Tensor, later: bool = False) -> Cost:
         """What a reconstruction costs that is in this SAE's units, and later residuals in these units, too."""

@@ -1,0 +1,38 @@
+"""Names of places in a model, as other tools write them: a hook of TransformerLens, a module of Hugging Face."""
+
+import re
+from typing import Any
+
+from ..sites import Site
+
+HOOK = {
+    "R": "hook_resid_post",
+    "A": "hook_attn_out",
+    "M": "hook_mlp_out",
+    "TC": "ln2.hook_normalized",
+    "N": "mlp.hook_post",
+}
+MODULE = {"R": "", "A": ".self_attn", "M": ".mlp", "TC": ".post_attention_layernorm", "N": ".mlp.act_fn"}
+
+
+def hook(site: str) -> str:
+    """TransformerLens's name."""
+    site = Site(site)
+    return f"blocks.{site.layer}.{HOOK[site.part]}"
+
+
+def module(site: str) -> str:
+    """Hugging Face's name, within the base model."""
+    site = Site(site)
+    return f"layers.{site.layer}{MODULE[site.part]}"
+
+
+def at(name: Any) -> dict[str, str]:
+    """{"site": ...} of another tool's name; what we have no site for is kept as `hook`."""
+    norm = re.fullmatch(
+        r"(?:model\.)*layers\.(\d+)\.(?:post_attention|pre_feedforward)_layernorm(?:\.output)?", str(name)
+    )
+    try:
+        return {"site": f"L{norm[1]}TC" if norm else str(Site(str(name).removesuffix(".output")))}
+    except (ValueError, TypeError):
+        return {"hook": str(name)} if name else {}

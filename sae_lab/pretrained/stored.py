@@ -1,0 +1,187 @@
+"""What a folder or a file of other tools holds, looked at before it is read: JSON, and tensors by name and shape.
+
+Nothing that can execute is ever loaded: safetensors, plain numpy arrays, and pickles through torch's weights_only door.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..runs import Damaged
+
+ENDINGS = (".safetensors", ".npz", ".pt", ".pth")
+BELOW = ("", "checkpoints")  # where in a folder weights are looked for
+MOST_JSON = 16 * 2**20  # bytes
+
+
+class Shape(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Stored:
+    """A checkpoint: `json` by file name, `files` of tensors by name, nothing read but their headers.
+
+    Attributes:
+        latents: those that are wanted, None for all; `rows` and `numbers` give these alone.
+        extra: what a pickle holds beside tensors.
+    """
+
+    def __init__(self, where: str | Path, latents: Sequence[int] | None = None):
+        self.where, self.latents = Path(where), None if latents is None else list(latents)
+        self.json: dict[str, Any] = {}
+        self.files: dict[str, dict[str, Shape]] = {}
+        self.extra: dict[str, Any] = {}
+        self._open: dict[str, Any] = {}
+        self._read: set[str] = set()
+        if not self.where.exists():
+            raise FileNotFoundError(f"No file or folder {str(where)!r}. Give a run, a folder or a file with an SAE.")
+        self.root = self.where if self.where.is_dir() else self.where.parent
+        beside = (self.root, self.root.parent) if self.root.name in BELOW else (self.root,)
+        for path in sorted(p for folder in beside for p in folder.glob("*.json")):
+            self.json.setdefault(path.name, _json(path))
+        found = [p for below in BELOW for p in sorted((self.root / below).glob("*")) if p.suffix in ENDINGS]
+        for path in found if self.where.is_dir() else [self.where]:
+            name = str(path.relative_to(self.root))
+            self._open[name] = path
+            if path.suffix not in (".pt", ".pth") or not self.where.is_dir() or len(found) == 1 or path.stem in PICKLED:
+                self.files[name] = self._look(name)
+
+    def pick(self, *needed: str, without: Sequence[str] = ()) -> str | None:
+        """The file that has all of these tensors and none of those; None where there is no such file."""
+        for name, tensors in self.files.items():
+            if all(n in tensors for n in needed) and not any(n in tensors for n in without):
+                return name
+        return None
+
+    def whole(self, file: str, name: str) -> Tensor:
+        """A tensor as it is stored."""
+        return self._part(file, name, None)
+
+    def rows(self, file: str, name: str, *, transposed: bool = False) -> Tensor:
+        """A matrix with a row per latent, contiguous; `transposed`: it is stored with a column per latent."""
+        if self.latents is None:
+            found = self.whole(file, name)
+            return found.T.contiguous() if transposed else found
+        part = self._part(file, name, 1 if transposed else 0)
+        return part.T.contiguous() if transposed else part
+
+    def numbers(self, file: str, name: str) -> Tensor:
+        """A vector with a number per latent."""
+        return self.whole(file, name) if self.latents is None else self._part(file, name, 0)
+
+    def shape(self, file: str, name: str) -> tuple[int, ...]:
+        return self.files[file][name].shape
+
+    def demand(self, file: str, name: str, shape: tuple[int, ...]) -> None:
+        """Raises:
+        Damaged: if the tensor is of another shape than its file's config and its companions say.
+        """
+        found = self.shape(file, name)
+        if found != shape:
+            raise Damaged(
+                f"{self.root / file}: {name} is {list(found)}, and by the rest of the checkpoint should be "
+                f"{list(shape)}. The file and its config do not belong together."
+            )
+
+    def _look(self, name: str) -> dict[str, Shape]:
+        """Opens a file; its tensors' shapes."""
+        path = self._open[name]
+        try:
+            if path.suffix == ".safetensors":
+                self._open[name] = file = safe_open(path, "pt")
+                parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+                return {key: Shape(tuple(p.get_shape()), p.get_dtype()) for key, p in parts.items()}
+            if path.suffix == ".npz":
+                return self._look_npz(name, path)
+            self._open[name] = tensors = self._unpickle(path)
+            return {key: Shape(tuple(t.shape), str(t.dtype)) for key, t in tensors.items()}
+        except (
+            SafetensorError,
+            zipfile.BadZipFile,
+            pickle.UnpicklingError,
+            EOFError,
+            ValueError,
+            RuntimeError,
+        ) as error:
+            if isinstance(error, Damaged):
+                raise
+            raise Damaged(f"{path} cannot be read as {path.suffix[1:]}: {_short(error)}. Copy it again.") from error
+
+    def _look_npz(self, name: str, path: Path) -> dict[str, Shape]:
+        found = {}
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                with archive.open(info) as file:
+                    version = np.lib.format.read_magic(file)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if version == (1, 0)
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = read(file)
+                if dtype.hasobject or info.file_size > np.prod(shape, dtype=float) * dtype.itemsize + 2**16:
+                    raise Damaged(f"{path}: {info.filename} is no plain array of numbers. Nothing of it was loaded.")
+                found[info.filename.removesuffix(".npy")] = Shape(tuple(shape), str(dtype))
+        self._open[name] = np.load(path, allow_pickle=False)
+        return found
+
+    def _unpickle(self, path: Path) -> dict[str, Tensor]:
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise Damaged(
+                f"{path} is a pickle with more than tensors in it, which could run code: it was not loaded "
+                f"({_short(error)}). Ask its author for safetensors."
+            ) from error
+        tensors: dict[str, Tensor] = {}
+        self._flatten(found, "", tensors)
+        return tensors
+
+    def _flatten(self, found: Any, prefix: str, tensors: dict[str, Tensor]) -> None:
+        if isinstance(found, Tensor):
+            tensors[prefix] = found.detach()
+        elif isinstance(found, dict):
+            for key, value in found.items():
+                self._flatten(value, f"{prefix}.{key}" if prefix else str(key), tensors)
+        else:
+            self.extra[prefix] = found
+
+    def _part(self, file: str, name: str, axis: int | None) -> Tensor:
+        stored, some = self._open[file], self.latents
+        if isinstance(stored, dict):
+            tensor = stored[name]
+            return tensor if axis is None else tensor.index_select(axis, torch.tensor(some))
+        if isinstance(stored, np.lib.npyio.NpzFile):
+            tensor = torch.from_numpy(stored[name])
+            return tensor if axis is None else tensor.index_select(axis, torch.tensor(some))
+        if axis is None:
+            return stored.get_tensor(name)
+        part = stored.get_slice(name)
+        if axis == 0:
+            return torch.cat([part[i : i + 1] for i in some])
+        return torch.cat([part[:, i : i + 1] for i in some], 1)
+
+
+PICKLED = ("ae", "sae_weights", "final", "pruned")  # names of the pickles that are opened in a folder of several
+
+
+def _json(path: Path) -> Any:
+    if path.stat().st_size > MOST_JSON:
+        raise Damaged(f"{path} has {path.stat().st_size / 1e6:,.0f} MB: too much for a config. It was not read.")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is not readable as JSON ({_short(error)}): it was cut short or altered.") from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
