@@ -48,15 +48,20 @@ _ROOM = {
     "Sweep": "sweeps",
     "suite": "suites",
     "Suite": "suites",
+    "verify": "verification",
+    "to_neuronpedia": "neuronpedia",
+    "read_neuronpedia": "neuronpedia",
     "doctor": "diagnosis",
     "cite": "citing",
     "load_sae": "library",
     "save_sae": "library",
+    "load_latents": "library",
+    "push": "library",
     "Run": "runs",
     "world": "tiny",
 }
 # what a notebook reaches by name: sl.plots
-_ROOMS = ("explanation", "panels", "plots", "runs", "saes", "steering", "sweeps", "toys")
+_ROOMS = ("explanation", "panels", "plots", "pretrained", "runs", "saes", "steering", "sweeps", "toys")
 __all__ = sorted([*_ROOM, *_ROOMS])
 
 

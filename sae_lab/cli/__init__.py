@@ -24,6 +24,9 @@ VERBS = {
     "steer": "push latents while the model writes: sae-lab steer RUN PROMPT --latent 12 --mode add --strength 4",
     "absorption": "how often a child's latent silences its parent's: sae-lab absorption RUN [--letters prompt]",
     "probe": "how well a few latents tell labels: sae-lab probe RUN [--labels FILE.csv]",
+    "verify": "whether a loaded SAE does what its checkpoint says: sae-lab verify FOLDER --model MODEL",
+    "convert": "write an SAE in another tool's format: sae-lab convert RUN FOLDER --format saelens",
+    "push": "put an SAE on the Hugging Face hub, with a card: sae-lab push RUN ORG/NAME",
     "doctor": "what went wrong in a run, by its record, and what to do about it: sae-lab doctor RUN",
     "cite": "BibTeX of what a run used: sae-lab cite RUN",
     "runs": "list the runs of a folder",
@@ -37,6 +40,7 @@ VERBS = {
 STUDIES = ("evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "steer", "absorption", "probe")
 # which file a verb is in; the others are in `commands`
 ROOM = dict.fromkeys((*STUDIES, "doctor"), "studies") | dict.fromkeys(("explain", "validity"), "words")
+ROOM |= dict.fromkeys(("verify", "convert", "push"), "shelf")
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )

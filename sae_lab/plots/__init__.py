@@ -11,6 +11,7 @@ from .studies import (
     probed,
     ranked,
     reaching,
+    readings,
     scatter,
     splitting,
     spreads,

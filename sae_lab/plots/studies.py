@@ -233,3 +233,14 @@ def ranked(kinds: dict[str, pd.DataFrame], name: str, title: str) -> go.Figure:
     figure.update_yaxes(range=[rows - 0.5, -0.5], dtick=1)
     figure.update_xaxes(title_text=title, range=[-1, 1])
     return style(figure, 140 + 28 * rows)
+
+
+def readings(table: pd.DataFrame, stated: float | None) -> go.Figure:
+    """FVU of each way to read an SAE, the best at the top, its L0 beside it; the one that was loaded stands out."""
+    rows = table.iloc[::-1]
+    colours = [COLOURS[1] if name == "as loaded" else COLOURS[0] for name in rows.reading]
+    text = [f"L0 {l0:,.1f}" for l0 in rows.l0]
+    bars = go.Bar(x=rows.fvu.clip(upper=2), y=rows.reading, orientation="h", marker_color=colours, text=text)
+    said = "" if stated is None else f"; stated L0: {stated:,.0f}"
+    figure = style(go.Figure(bars), 120 + 24 * len(rows))
+    return figure.update_layout(xaxis_title=f"FVU, cut at 2 (lower is better{said})", yaxis_automargin=True)

@@ -12,11 +12,15 @@ from typing import Any
 
 import torch
 
+from ..runs import Damaged
 from ..runs.files import whole_folder
 from ..saes import SAE
 from . import dictionary_learning, gemma_scope, goodfire, llama_scope, llamascopium, openai, saelens, sparsify
 from .form import Form
-from .stored import Stored
+from .mistakes import MISTAKES
+from .saebench import for_saebench
+from .sanity import odd
+from .stored import Stored, within
 
 _READ = (llama_scope, llamascopium, saelens, sparsify, dictionary_learning, gemma_scope, openai, goodfire)
 FORMATS: dict[str, ModuleType] = {module.NAME: module for module in _READ}
@@ -68,8 +72,14 @@ def read(
     chosen, file = recognise(stored) if name is None else (name, FORMATS[name].recognises(stored))
     if file is None:
         raise ValueError(f"{str(where)!r} is not of format {name!r}. {_seen(stored)}")
-    form = FORMATS[chosen].read(stored, file)
-    return replace(form, origin=form.origin | {"format": chosen, "from": stored.root.name})
+    try:
+        form = FORMATS[chosen].read(stored, file)
+    except (TypeError, AttributeError, OverflowError, ZeroDivisionError, RuntimeError) as error:
+        said = ", ".join(stored.json) or "no config"
+        raise Damaged(
+            f"{stored.root}: what {said} says cannot be ({error}). It was altered, or of another tool."
+        ) from error
+    return replace(form, origin=form.origin | {"format": chosen})
 
 
 def write(sae: SAE | Form, folder: str | Path, format: str, dtype: Any = torch.float32) -> Path:
@@ -80,7 +90,7 @@ def write(sae: SAE | Form, folder: str | Path, format: str, dtype: Any = torch.f
         FileExistsError: if the folder is there and not empty.
     """
     if format not in WRITES:
-        raise ValueError(f"No format {format!r} to write. Known: {', '.join(WRITES)}.")
+        raise ValueError(f"No format {format!r} to write. Known: {', '.join(WRITES)}, and sae_lab.")
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{str(folder)!r} is there already. Save into a folder of its own.")

@@ -1,4 +1,4 @@
-"""dictionary_learning: ae.pt, a state_dict, beside config.json; a class of theirs is told by its tensors and its name."""
+"""dictionary_learning: ae.pt, a state_dict, beside config.json; its tensors and config tell which class wrote it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -46,8 +46,8 @@ def dict_class(stored: Stored, file: str, tensors: Any) -> str | None:
     if "threshold" in tensors and "k" in tensors:
         if said not in ("AutoEncoderTopK", "BatchTopKSAE"):
             raise ValueError(
-                f"{stored.root / file} is a TopK or a BatchTopK of dictionary_learning, which have the same tensors and "
-                f"choose differently; its config.json does not say which (dict_class={said!r}). Put it back beside it."
+                f"{stored.root / file} is a TopK or a BatchTopK of dictionary_learning, which have the same tensors "
+                f"and choose differently; its config.json does not say which (dict_class={said!r}). Put that beside it."
             )
         return said
     if set(JUMP) <= tensors and said in (None, "JumpReluAutoEncoder"):

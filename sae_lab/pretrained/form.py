@@ -116,13 +116,19 @@ class Form:
     def _thresholds(self, sae: SAE) -> dict[str, Tensor]:
         """As the variant holds them: logarithms of them, one number, or one per latent."""
         if hasattr(sae, "log_threshold"):
-            return {"log_threshold": self.threshold.double().clamp(min=0).log().expand(self.d_sae)}
-        return {"threshold": self.threshold.expand(sae.threshold.shape)}
+            return {
+                "log_threshold": (self.threshold if self.threshold.dim() else self.thresholds)
+                .clamp(min=0)
+                .double()
+                .log()
+            }
+        return {"threshold": self.threshold if sae.threshold.dim() == self.threshold.dim() else self.thresholds}
 
     def _fill(self, sae: SAE, key: str, tensor: Tensor) -> None:
         target = getattr(sae, key)
-        bad = tensor.isnan().any() if key == "log_threshold" else ~tensor.isfinite().all()
-        if bad:
+        if target.shape != tensor.shape:
+            raise Damaged(f"{key} is {list(tensor.shape)} and should be {list(target.shape)}, as the weights have it.")
+        if tensor.isnan().any() or (tensor.isinf() & ~((tensor < 0) & (key == "log_threshold"))).any():
             raise Damaged(f"{key} has numbers that are not finite: such weights compute nothing. Copy the file again.")
         target.copy_(tensor)
 

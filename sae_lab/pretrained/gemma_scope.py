@@ -1,8 +1,7 @@
 """Gemma Scope 1 (params.npz, no config) and 2 (params.safetensors beside config.json): JumpReLU on raw activations.
 
 Lieberum et al. 2024, arXiv:2408.05147. b_dec is never subtracted before the encoder, and the scale of the training is
-folded into the weights. What the first release does not say (model, site, L0) is read off the folders' names, where they
-are those of the release.
+folded into the weights. What the first release does not say (model, site, L0) is read off the names of its folders.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Llama Scope, first release (He et al. 2024, arXiv:2410.20526): 256 SAEs of Llama-3.1-8B, and its transcoders.
 
-Activations are scaled by sqrt(d) / their mean norm, of which input and output have one each. A latent's threshold is one
-scalar for all, in raw units of the output and of latents whose decoder rows have norm 1: it compares with pre x norm.
-The trainer's own order (from_config at f0058a58): scale b_enc, b_dec and W_dec, then move decoder norms into the encoder.
+Activations are scaled by sqrt(d) / their mean norm, of which input and output have one each. One threshold serves all
+latents, in raw units of the output and of latents whose decoder rows have norm 1: it compares with pre x norm. The
+trainer's own order: scale b_enc, b_dec and W_dec, then move decoder norms into the encoder.
 """
 
 import math
@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, tensor
+from torch import Tensor, bfloat16, tensor
 
 from ..runs import Damaged
+from ..runs.files import whole_folder
+from ..saes import SAE
 from . import places
 from .files import write_json, write_tensors
 from .form import Form, unit_rows
-from .stored import Stored
+from .stored import Said, Stored
 
 NAME = "llama_scope"
 KEYS = ("encoder.weight", "encoder.bias", "decoder.weight")
@@ -33,7 +35,7 @@ def recognises(stored: Stored) -> str | None:
 
 def read(stored: Stored, file: str) -> Form:
     said = stored.json.get("hyperparams.json") or stored.json["lm_config.json"]
-    d, d_sae = said["d_model"], said["d_sae"]
+    d, d_sae = said.size("d_model"), said.size("d_sae")
     stored.demand(file, "encoder.weight", (d_sae, d))
     stored.demand(file, "decoder.weight", (d, d_sae))
     if said.get("use_glu_encoder"):
@@ -82,21 +84,21 @@ def scales(said: dict[str, Any], d: int, where: str) -> tuple[str, float, float,
             f"{where} was trained on activations scaled by their mean norm, and does not say that norm. Measure it, "
             'and give load_sae(..., norm={"in": 12.3, "out": 12.3}).'
         )
-    s_in, s_out = (math.sqrt(d) / float(norms[end]) for end in ("in", "out"))
-    if not all(0 < s < math.inf for s in (s_in, s_out)):
+    if not all(0 < norms[end] < math.inf for end in ("in", "out")):
         raise Damaged(f"{where}: dataset_average_activation_norm={norms} must be above 0 and finite.")
+    s_in, s_out = (math.sqrt(d) / norms[end] for end in ("in", "out"))
     return "none", s_in, s_out, [f"input scaled by {s_in:.4g}, output by {s_out:.4g}, folded"]
 
 
-def rule(said: dict[str, Any]) -> dict[str, Any]:
+def rule(said: Said) -> dict[str, Any]:
     act = said.get("act_fn", "relu").lower()
     if act == "jumprelu":
-        threshold = tensor(float(said["jump_relu_threshold"]))
+        threshold = tensor(said.number("jump_relu_threshold"))
         return {"fires": "threshold", "threshold": threshold, "variant": NAME if threshold > 0 else None}
     if act == "topk":
         return {
             "fires": "priced topk" if said.get("sparsity_include_decoder_norm", True) else "topk",
-            "k": said["top_k"],
+            "k": said.size("top_k"),
         }
     if act == "relu":
         return {"fires": "positive"}
@@ -139,6 +141,29 @@ def write(form: Form, folder: Path, dtype: Any) -> None:
         },
         dtype,
     )
+
+
+def write_as_trained(sae: SAE, folder: str | Path, norm: float, dtype: Any = bfloat16) -> Path:
+    """Writes an SAE as the release has its own: of activations scaled by sqrt(d) / norm, with decoder rows of all
+    lengths, which the threshold counts. For trying loaders; `save_sae` keeps our bits.
+
+    Args:
+        norm: mean norm of the activations.
+    """
+    form = Form.of(sae)
+    s = math.sqrt(form.d_in) / norm
+    n = form.W_enc.norm(dim=1).sqrt().clamp(min=1e-6)
+    said = {"d_model": form.d_in, "d_sae": form.d_sae, "expansion_factor": form.d_sae / form.d_in, "top_k": form.k}
+    said |= {"act_fn": "jumprelu", "jump_relu_threshold": one_threshold(form), "sparsity_include_decoder_norm": True}
+    said |= {"norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": norm, "out": norm}}
+    said |= dict.fromkeys(("hook_point_in", "hook_point_out"), places.hook(form.origin.get("site", "L0R")))
+    said |= {"use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": form.centred, "use_glu_encoder": False}
+    tensors = {"encoder.weight": form.W_enc / n[:, None], "encoder.bias": s * form.bias / n}
+    tensors |= {"decoder.weight": (form.W_dec * n[:, None]).T, "decoder.bias": s * form.b_dec}
+    with whole_folder(Path(folder)) as new:
+        write_json(new / "hyperparams.json", said)
+        write_tensors(new / "checkpoints" / "final.safetensors", tensors, dtype)
+    return Path(folder)
 
 
 def one_threshold(form: Form) -> float:

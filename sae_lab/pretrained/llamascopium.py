@@ -16,7 +16,7 @@ from . import places
 from .files import write_json, write_tensors
 from .form import Form, scaled
 from .llama_scope import scales
-from .stored import Stored
+from .stored import Said, Stored
 
 NAME = "llamascopium"
 LOG = "activation_function.log_jumprelu_threshold"
@@ -37,8 +37,8 @@ def read(stored: Stored, file: str) -> Form:
     enc, dec, b_enc, b_dec = (
         ("W_E", "W_D", "b_E", "b_D") if new else ("encoder.weight", "decoder.weight", "encoder.bias", "decoder.bias")
     )
-    d = said["d_model"]
-    d_sae = said.get("d_sae") or round(d * said["expansion_factor"])
+    d = said.size("d_model")
+    d_sae = said.size("d_sae") if said.get("d_sae") else round(d * said.number("expansion_factor"))
     stored.demand(file, enc, (d, d_sae) if new else (d_sae, d))
     stored.demand(file, dec, (d_sae, d) if new else (d, d_sae))
     if said.get("sae_type", "sae") not in ("sae", "transcoder") or said.get("use_glu_encoder"):
@@ -58,18 +58,18 @@ def read(stored: Stored, file: str) -> Form:
     )
     mode = said.get("norm_activation", "inference" if new else "dataset-wise")
     per_token, s_in, s_out, applied = scales(
-        said | {"norm_activation": mode, "dataset_average_activation_norm": norms(stored, file, said, hooks)}, d, where
+        {"norm_activation": mode, "dataset_average_activation_norm": norms(stored, file, said, hooks)}, d, where
     )
     if by_norm(said):
         applied.append("thresholds are of pre-activations times decoder norms")
     return replace(scaled(form, s_in, s_out), per_token=per_token, conventions=tuple(applied))
 
 
-def by_norm(said: dict[str, Any]) -> bool:
+def by_norm(said: Said) -> bool:
     return bool(said.get("sparsity_include_decoder_norm", False))
 
 
-def norms(stored: Stored, file: str, said: dict[str, Any], hooks: tuple) -> dict[str, float] | None:
+def norms(stored: Stored, file: str, said: Said, hooks: tuple) -> dict[str, float] | None:
     """As given, in the config, or in the tensors; a number that no norm can be was never set by the trainer."""
     if said.get("dataset_average_activation_norm"):
         return said["dataset_average_activation_norm"]
@@ -80,7 +80,7 @@ def norms(stored: Stored, file: str, said: dict[str, Any], hooks: tuple) -> dict
     return dict(zip(("in", "out"), values)) if all(1e-6 < v < 1e9 and math.isfinite(v) for v in values) else None
 
 
-def rule(stored: Stored, file: str, said: dict[str, Any], W_dec: torch.Tensor, new: bool) -> dict[str, Any]:
+def rule(stored: Stored, file: str, said: Said, W_dec: torch.Tensor, new: bool) -> dict[str, Any]:
     act, log = said.get("act_fn", "jumprelu").lower(), LOG if new else OLD_LOG
     if act == "jumprelu":
         if log not in stored.files[file]:
@@ -92,7 +92,7 @@ def rule(stored: Stored, file: str, said: dict[str, Any], W_dec: torch.Tensor, n
     if act == "relu":
         return {"fires": "positive"}
     if act == "topk":
-        return {"fires": "priced topk" if by_norm(said) else "topk", "k": said["top_k"]}
+        return {"fires": "priced topk" if by_norm(said) else "topk", "k": said.size("top_k")}
     raise ValueError(
         f"{stored.root}: act_fn={act!r} chooses among a whole batch and was saved without a threshold, so that a token "
         "alone has no latents. Convert it to a JumpReLU where it was trained."

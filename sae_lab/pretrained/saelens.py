@@ -11,7 +11,7 @@ from ..sites import Site
 from . import places
 from .files import write_json, write_tensors
 from .form import Form, scaled, unit_rows
-from .stored import Stored
+from .stored import Said, Stored
 
 NAME = "saelens"
 WEIGHTS = "sae_weights.safetensors"
@@ -32,7 +32,7 @@ def recognises(stored: Stored) -> str | None:
 
 def read(stored: Stored, file: str) -> Form:
     said = modern(stored.json["cfg.json"])
-    d, d_sae = said["d_in"], said["d_sae"]
+    d, d_sae = said.size("d_in"), said.size("d_sae")
     d_out = said.get("d_out") or d
     tensors = stored.files[file]
     stored.demand(file, "W_enc", (d, d_sae))
@@ -58,9 +58,10 @@ def read(stored: Stored, file: str) -> Form:
     return normalised(form, said, stored, applied)
 
 
-def modern(said: dict[str, Any]) -> dict[str, Any]:
+def modern(said: Said) -> Said:
     """A config as version 6 writes it."""
-    said = {**said, "metadata": dict(said.get("metadata") or {})}
+    file, said = said.file, Said({**said, "metadata": dict(said.get("metadata") or {})})
+    said.file = file
     for old, new in (("hook_point", "hook_name"), ("activation_fn_str", "activation_fn")):
         if old in said:
             said.setdefault(new, said[old])
@@ -72,7 +73,7 @@ def modern(said: dict[str, Any]) -> dict[str, Any]:
     return said
 
 
-def rule(stored: Stored, file: str, said: dict[str, Any]) -> dict[str, Any]:
+def rule(stored: Stored, file: str, said: Said) -> dict[str, Any]:
     name, tensors = said["architecture"], stored.files[file]
     if name not in FIRES:
         raise ValueError(f"{stored.root}: architecture {name!r} of SAELens is none of ours: {', '.join(FIRES)}.")
@@ -80,7 +81,7 @@ def rule(stored: Stored, file: str, said: dict[str, Any]) -> dict[str, Any]:
     if "b_enc" in tensors:
         found["b_enc"] = stored.numbers(file, "b_enc").float()
     if name == "topk":
-        found["k"] = said["k"]
+        found["k"] = said.size("k")
     elif name == "gated":
         found |= {
             new: stored.numbers(file, old).float()

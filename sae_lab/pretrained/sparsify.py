@@ -27,7 +27,7 @@ def read(stored: Stored, file: str) -> Form:
     said = stored.json["cfg.json"]
     d_sae, d = stored.shape(file, "encoder.weight")
     stored.demand(file, "W_dec", (d_sae, d))
-    asked = said.get("num_latents") or int(said.get("d_in", d) * said["expansion_factor"])
+    asked = said.get("num_latents") or int(said.get("d_in", d) * said.number("expansion_factor"))
     stored.demand(file, "encoder.weight", (asked, said.get("d_in", d)))
     rule = said.get("activation", "topk")
     if rule not in FIRES or said.get("signed"):
@@ -40,7 +40,7 @@ def read(stored: Stored, file: str) -> Form:
         stored.rows(file, "W_dec").float(),
         stored.numbers(file, "encoder.bias").float(),
         stored.whole(file, "b_dec").float(),
-        k=said["k"],
+        k=said.size("k"),
         W_skip=stored.whole(file, "W_skip").float() if said.get("skip_connection") else None,
         centred=not transcode,
         transcode=transcode,
@@ -50,7 +50,7 @@ def read(stored: Stored, file: str) -> Form:
 
 
 def origin(stored: Stored) -> dict[str, Any]:
-    """Their folders are named by the module whose output is read: `layers.5`, `layers.5.mlp`; and may have a seed below."""
+    """By the folder, which is named by the module whose output is read, `layers.5`; a seed may come below it."""
     for folder in (stored.root, stored.root.parent):
         found = places.at(folder.name)
         if "site" in found:
@@ -73,6 +73,9 @@ def write(form: Form, folder: Path, dtype: torch.dtype) -> None:
         )
     if form.W_skip is not None and not form.transcode:
         form.refuse(NAME, "a linear path is for transcoders", "and this is none", "Save it in our own format.")
+    if form.fires == "grouptop" and form.d_sae % form.k:
+        uneven = f"and here k={form.k} does not divide d_sae={form.d_sae}"
+        form.refuse(NAME, "its groups are all of one size", uneven, "Save it in our own format.")
     said = {
         "activation": rules[form.fires],
         "expansion_factor": max(1, form.d_sae // form.d_in),

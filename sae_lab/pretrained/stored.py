@@ -5,6 +5,7 @@ Nothing that can execute is ever loaded: safetensors, plain numpy arrays, and pi
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,34 @@ from ..runs import Damaged
 ENDINGS = (".safetensors", ".npz", ".pt", ".pth")
 BELOW = ("", "checkpoints")  # where in a folder weights are looked for
 MOST_JSON = 16 * 2**20  # bytes
+
+
+class Said(dict):
+    """A JSON object that says, where it lacks something, of which file it is."""
+
+    file = ""
+
+    def __missing__(self, key: str) -> Any:
+        raise Damaged(f"{self.file} does not say {key!r}, without which its weights have no meaning.")
+
+    def number(self, key: str) -> float:
+        """Raises:
+        Damaged: if it says none.
+        """
+        if isinstance(self[key], bool) or not isinstance(self[key], int | float):
+            raise Damaged(f"{self.file} says {key}={self[key]!r}, which should be a number.")
+        return float(self[key])
+
+    def size(self, key: str) -> int:
+        """A whole number above 0.
+
+        Raises:
+            Damaged: if it says none.
+        """
+        found = self.number(key)
+        if found < 1 or found != int(found):
+            raise Damaged(f"{self.file} says {key}={self[key]!r}, which should be a whole number above 0.")
+        return int(found)
 
 
 class Shape(NamedTuple):
@@ -41,7 +70,6 @@ class Stored:
         self.files: dict[str, dict[str, Shape]] = {}
         self.extra: dict[str, Any] = {}
         self._open: dict[str, Any] = {}
-        self._read: set[str] = set()
         if not self.where.exists():
             raise FileNotFoundError(f"No file or folder {str(where)!r}. Give a run, a folder or a file with an SAE.")
         self.root = self.where if self.where.is_dir() else self.where.parent
@@ -92,6 +120,11 @@ class Stored:
                 f"{list(shape)}. The file and its config do not belong together."
             )
 
+    def _within(self, d_sae: int) -> None:
+        wrong = [latent for latent in self.latents or () if not 0 <= latent < d_sae]
+        if wrong:
+            raise IndexError(f"{str(self.where)!r} has no latent {wrong[0]}: it has 0 to {d_sae - 1}.")
+
     def _look(self, name: str) -> dict[str, Shape]:
         """Opens a file; its tensors' shapes."""
         path = self._open[name]
@@ -136,7 +169,9 @@ class Stored:
 
     def _unpickle(self, path: Path) -> dict[str, Tensor]:
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle's versions
+                found = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise Damaged(
                 f"{path} is a pickle with more than tensors in it, which could run code: it was not loaded "
@@ -157,6 +192,8 @@ class Stored:
 
     def _part(self, file: str, name: str, axis: int | None) -> Tensor:
         stored, some = self._open[file], self.latents
+        if axis is not None:
+            self._within(self.shape(file, name)[axis])
         if isinstance(stored, dict):
             tensor = stored[name]
             return tensor if axis is None else tensor.index_select(axis, torch.tensor(some))
@@ -171,10 +208,35 @@ class Stored:
         return torch.cat([part[:, i : i + 1] for i in some], 1)
 
 
+def within(root: Path, inside: str) -> Path:
+    """A folder or file below `root`.
+
+    Raises:
+        ValueError: if it is not below.
+        FileNotFoundError: if it is not there; the message says what is.
+    """
+    parts = Path(inside).parts
+    if Path(inside).is_absolute() or ".." in parts or "\\" in inside:
+        raise ValueError(f"inside={inside!r} leaves the folder it is to be looked for in. Give a path below it.")
+    path = root.joinpath(*parts)
+    if not path.exists():
+        there = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else []
+        raise FileNotFoundError(f"No {inside!r} in {str(root)!r}. It has: {', '.join(there) or 'nothing'}.")
+    return path
+
+
 PICKLED = ("ae", "sae_weights", "final", "pruned")  # names of the pickles that are opened in a folder of several
 
 
 def _json(path: Path) -> Any:
+    found = _parsed(path)
+    if isinstance(found, dict):
+        found = Said(found)
+        found.file = str(path)
+    return found
+
+
+def _parsed(path: Path) -> Any:
     if path.stat().st_size > MOST_JSON:
         raise Damaged(f"{path} has {path.stat().st_size / 1e6:,.0f} MB: too much for a config. It was not read.")
     try:

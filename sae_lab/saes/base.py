@@ -106,7 +106,7 @@ class SAE(nn.Module, ABC):
     in_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")  # tensors measured in units of the activation
     in_log_units: ClassVar[tuple[str, ...]] = ()  # logarithms of such
     trainable: ClassVar[bool] = True
-    # which latents fire at inference, in words that files of other tools know: "positive" pre-activations, the largest of
+    # which latents fire at inference, in words that other tools' files know: "positive" pre-activations, the largest of
     # each token ("topk"; "priced topk": by value times decoder norm; "grouptop": one of each group), those over
     # `threshold`, or a "gate" with r_mag and b_mag. None: by a rule of its own, so that only we can write it.
     fires: ClassVar[str | None] = None
@@ -153,7 +153,7 @@ class SAE(nn.Module, ABC):
                     raise ValueError(f"{row}={getattr(self, row)} must be at least 1.")
             if self.transcode and self.per_token != "none":
                 raise ValueError(
-                    f"per_token={self.per_token!r} scales x_hat back by x: a transcoder's target is another activation. "
+                    f"per_token={self.per_token!r} scales x_hat back by x: a transcoder's target is another one. "
                     'Leave it at "none".'
                 )
             if self.skip and not self.transcode:
@@ -220,16 +220,14 @@ class SAE(nn.Module, ABC):
         if self.cfg.per_token == "none":
             return x
         mean, size = self.token_scale(x)
-        return (x - mean) / size
+        return (x - mean) / (size + 1e-5 if self.cfg.per_token == "layer_norm" else size)
 
     def token_scale(self, x: Acts) -> tuple[Tensor | float, Tensor | float]:
-        """By token, [..., 1]: what is subtracted, and what the rest is divided by. A latent of value z adds
-        z * size * W_dec row to x_hat.
-        """
+        """By token, [..., 1]: mean and size. A latent of value z adds z * size * W_dec row to x_hat."""
         if self.cfg.per_token == "norm":
             return 0.0, x.norm(dim=-1, keepdim=True).clamp(min=1e-12) / math.sqrt(self.cfg.d_in)
         if self.cfg.per_token == "layer_norm":
-            return x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + 1e-5
+            return x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
         return 0.0, 1.0
 
     @abstractmethod

@@ -54,8 +54,8 @@ class EndToEnd(SAE, name="end_to_end"):
             super().__post_init__()
             if self.per_token != "none":
                 raise ValueError(
-                    f"per_token={self.per_token!r} has no meaning for end_to_end, whose x_hat is spliced into the model "
-                    'as it is. Leave it at "none".'
+                    f"per_token={self.per_token!r} has no meaning for end_to_end, whose x_hat is spliced as "
+                    'it is. Leave it at "none".'
                 )
 
     @torch.no_grad()

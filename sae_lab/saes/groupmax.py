@@ -8,16 +8,16 @@ from ..knobs import knob
 from ..shapes import Acts, Rows
 from ..sparse import Latents, group_topk
 from .base import SAE, Batch, Objective, Recipe
-from .losses import energy, geometric_median, power
+from .losses import energy, geometric_median
 
 
 class GroupMax(SAE, name="groupmax"):
-    """As sparsify (EleutherAI) has it beside TopK: no sorting, and no latent competes with one of another group. A group
-    whose largest pre-activation is not positive has none. Where k does not divide d_sae the last group is smaller. No
-    AuxK. The recipe is TopK's.
+    """As sparsify (EleutherAI) has it beside TopK: no sorting, and no latent competes with one of another group. A
+    group whose largest pre-activation is not positive has none. Where k does not divide d_sae the last group is
+    smaller. No AuxK. The recipe is TopK's.
     """
 
-    paper = "EleutherAI 2025, github.com/EleutherAI/sparsify; after k groups of one: arXiv:2406.04093"
+    paper = "Gao et al. 2024, arXiv:2406.04093, in groups as in EleutherAI's sparsify"
     fires = "grouptop"
     recipe = Recipe(lr=2e-4, eps=6.25e-10)
 
