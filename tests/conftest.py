@@ -7,7 +7,6 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: the other cores have work
-os.environ.setdefault("SAE_LAB_TOKENS", "204800")  # that notebooks train on: a fifth of what they show
 
 import pytest
 import torch
@@ -32,6 +31,7 @@ LONGEST = (
     "04_what_do_latents_mean.ipynb",
     "03_how_good_is_it.ipynb",
     "02_every_variant.ipynb",
+    "09_llama_scope.ipynb",
     "01_first_sae.ipynb",
     "00_tour.ipynb",
     "07_steering.ipynb",
