@@ -25,30 +25,6 @@ CORE = [f"sparse.{p.stem}" for p in (HOUSE / "sparse").glob("[a-z]*.py") if p.st
 # No tensors in the world: checking every string it writes made its tests twenty times slower.
 install_import_hook([f"sae_lab.{name}" for name in (*ROOMS, *CORE, "tiny.make")], "shapecheck.checked")
 
-LONGEST = (
-    "05_splitting_and_geometry.ipynb",
-    "06_same_data_different_seeds.ipynb",
-    "04_what_do_latents_mean.ipynb",
-    "03_how_good_is_it.ipynb",
-    "02_every_variant.ipynb",
-    "09_llama_scope.ipynb",
-    "01_first_sae.ipynb",
-    "00_tour.ipynb",
-    "07_steering.ipynb",
-    "08_add_your_own.ipynb",
-    "test_readme.py",
-    "test_cli.py",
-    "test_stories.py",
-    "test_lab.py",
-    "test_tour.py",
-)
-
-
-def pytest_collection_modifyitems(items):
-    """The longest files first: one that comes last would be waited for."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
-
-
 SHARED = Path(os.environ.get("SAE_LAB_SHARED", Path(__file__).parents[2] / "shared"))
 
 
