@@ -34,12 +34,15 @@ HELD = {  # the variant that each format's files are made of
 }  # fmt: skip
 
 
+def lengths(d_sae: int) -> torch.Tensor:
+    return torch.exp((torch.rand(d_sae, generator=torch.Generator().manual_seed(0)) * 2 - 1) * math.log(3))
+
+
 def uneven(form: Form) -> Form:
     """The same SAE with decoder rows of other norms, each latent smaller by as much as its row is longer."""
     if form.fires == "topk":  # which would choose others
         return form
-    g = torch.Generator().manual_seed(0)
-    norms = torch.exp((torch.rand(form.d_sae, generator=g) * 2 - 1) * math.log(3))
+    norms = lengths(form.d_sae)
     shrunk = {name: getattr(form, name) / norms for name in ("b_enc", "b_mag") if getattr(form, name) is not None}
     if form.threshold is not None:
         shrunk["threshold"] = form.thresholds / norms
@@ -60,10 +63,10 @@ def stored(sae: SAE, format: str, folder: Path, norm: float) -> Path:
     """A checkpoint of the format."""
     form = uneven(Form.of(sae))
     if format == "llama_scope":
-        return write_as_trained(sae, folder, norm, torch.float32)
+        return write_as_trained(sae, folder, norm, torch.float32, lengths(sae.cfg.d_sae))
     if format in ("openai", "goodfire"):
-        form = form if format == "openai" else form.uncentred()
-        ends = (form.W_enc, form.bias, form.W_dec.T.contiguous(), form.b_dec)
+        bias = form.bias + form.W_enc @ form.b_dec if format == "openai" else form.bias  # theirs subtracts b_dec
+        ends = (form.W_enc, bias, form.W_dec.T.contiguous(), form.b_dec)
         folder.mkdir()
         names = pretrained.goodfire.KEYS
         if format == "openai":

@@ -143,16 +143,19 @@ def write(form: Form, folder: Path, dtype: Any) -> None:
     )
 
 
-def write_as_trained(sae: SAE, folder: str | Path, norm: float, dtype: Any = bfloat16) -> Path:
+def write_as_trained(
+    sae: SAE, folder: str | Path, norm: float, dtype: Any = bfloat16, lengths: Tensor | None = None
+) -> Path:
     """Writes an SAE as the release has its own: of activations scaled by sqrt(d) / norm, with decoder rows of all
     lengths, which the threshold counts. For trying loaders; `save_sae` keeps our bits.
 
     Args:
         norm: mean norm of the activations.
+        lengths: of the decoder's rows; by default the roots of the encoder's.
     """
     form = Form.of(sae)
     s = math.sqrt(form.d_in) / norm
-    n = form.W_enc.norm(dim=1).sqrt().clamp(min=1e-6)
+    n = form.W_enc.norm(dim=1).sqrt().clamp(min=1e-6) if lengths is None else lengths
     said = {"d_model": form.d_in, "d_sae": form.d_sae, "expansion_factor": form.d_sae / form.d_in, "top_k": form.k}
     said |= {"act_fn": "jumprelu", "jump_relu_threshold": one_threshold(form), "sparsity_include_decoder_norm": True}
     said |= {"norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": norm, "out": norm}}
