@@ -10,6 +10,7 @@ import torch
 from . import pretrained
 from .citing import cite
 from .pretrained import Form
+from .pretrained.form import some
 from .runs import Run, read_sae, write_sae
 from .saes import SAE
 
@@ -62,7 +63,11 @@ def load_latents(
         IndexError: a latent that the SAE does not have.
         FileNotFoundError, ValueError, Damaged: as `load_sae`.
     """
-    return pretrained.read(_place(where, inside, None), latents=latents, norm=norm)
+    place = _place(where, inside, None)
+    own = place / "sae" if _is_run(Run(place)) else place
+    if (own / "weights.safetensors").exists():
+        return some(Form.of(read_sae(own)), latents)
+    return pretrained.read(place, latents=latents, norm=norm)
 
 
 def save_sae(sae: SAE, folder: str | Path, format: str = "sae_lab", dtype: Any = torch.float32) -> Path:
@@ -75,7 +80,6 @@ def save_sae(sae: SAE, folder: str | Path, format: str = "sae_lab", dtype: Any =
     """
     if format == "sae_lab":
         return write_sae(sae, folder)
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     return pretrained.write(sae, folder, format, dtype)
 
 
@@ -112,7 +116,7 @@ def push(
 
 def _is_run(run: Run) -> bool:
     """Other tools have a config.json as well."""
-    if any((run.folder / name).exists() for name in ("job.json", "status.json")):
+    if any((run.folder / name).exists() for name in ("job.json", "status.json", "sae/config.json")):
         return True
     return run.exists and isinstance(run.config, dict) and "train" in run.config
 

@@ -22,6 +22,7 @@ from .sites import Site
 
 CLEAR = 0.1  # by which a reading must be better than another to be told from it: a tenth of FVU, or of L0
 SHARE = 0.1  # or as much of what the best reading is better by than the one that was loaded
+TWICE = 2.0  # as far from the stated L0 as other text may be
 AS_LOADED = "as loaded"
 
 
@@ -41,7 +42,7 @@ class Verification:
     conventions: list[str]
     remarks: list[str]
     about: dict[str, Any]
-    forms: dict[str, Form] = field(repr=False)
+    form: Form = field(repr=False)
 
     @property
     def best(self) -> list[str]:
@@ -51,8 +52,14 @@ class Verification:
 
     @property
     def healthy(self) -> bool:
-        """Whether no other reading is clearly better."""
-        return AS_LOADED in self.best and self.works
+        """Whether it explains the activations at about the stated L0, and no other reading is clearly better."""
+        return AS_LOADED in self.best and self.works and self.off < TWICE
+
+    @property
+    def off(self) -> float:
+        """How many times L0 is what is stated, or the other way round; 1 where nobody states one."""
+        l0, stated = self.table.l0[self.table.reading == AS_LOADED].item(), self.stated.get("l0")
+        return max(l0 / stated, stated / max(l0, 1e-9)) if stated else 1.0
 
     @property
     def works(self) -> bool:
@@ -69,6 +76,8 @@ class Verification:
             )
         best = list(dict.fromkeys(mistake_of(reading) for reading in self.best))
         others = [name for name in best if name != AS_LOADED]
+        if AS_LOADED in best and self.off >= TWICE:
+            return f"Suspect: L0 is {self.off:.1f} times off what is stated, and no known mistake explains it."
         if AS_LOADED in best:
             return "As published." if not others else f"As published; indistinguishable here from: {', '.join(others)}."
         if len(others) > 1:
@@ -77,8 +86,9 @@ class Verification:
 
     @property
     def repaired(self) -> SAE:
-        """The SAE by the best reading of the same site."""
-        return self.forms[self.table.reading.iloc[0]].sae()
+        """The SAE by the best reading, where that is of the same site."""
+        best = self.table.reading.iloc[0]
+        return next(form for name, form, _ in _readings(self.form, self.about["scale"], {}) if name == best).sae()
 
     @property
     def figure(self):
@@ -127,16 +137,15 @@ def verify(
     x = {s: torch.cat([page.acts[s] for page in pages])[:tokens] for s in sites}
     form, stated = Form.of(sae), dict(sae.origin.get("stated", {})) | ({"l0": l0} if l0 else {})
     scale = math.sqrt(sae.cfg.d_in) / x[site].norm(dim=1).mean().item()
-    rows, forms = [], {}
+    rows = []
     for name, other, shift in _readings(form, scale, neighbours):
         at = neighbours[shift] if shift else site
-        forms[name] = other
         rows.append((name, *_measure(other.sae().to(x[at].device), x[at], x[at if shift else site.target])))
     table = pd.DataFrame(rows, columns=["reading", "l0", "fvu"])
     table["cost"] = [_cost(row.l0, row.fvu, stated.get("l0")) for row in table.itertuples()]
     table = table.sort_values("cost", kind="stable", ignore_index=True)
     about = {"site": str(site), "model": lm.name, "tokens": len(x[site]), "scale": scale}
-    return Verification(table, stated, list(sae.origin.get("conventions", [])), odd(form), about, forms)
+    return Verification(table, stated, list(sae.origin.get("conventions", [])), odd(form), about, form)
 
 
 def _readings(form: Form, scale: float, neighbours: dict[int, Site]) -> Iterator[tuple[str, Form, int]]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 from lab import jupyter, lab, uses_lab  # noqa: F401  (fixtures)
+from shared import SHARED
 from skipped import pytest_configure  # noqa: F401  (a hook)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it would be ignored
@@ -24,8 +25,6 @@ ROOMS = [p.stem for p in HOUSE.glob("[a-z]*") if p.stem not in ("tiny", "sparse"
 CORE = [f"sparse.{p.stem}" for p in (HOUSE / "sparse").glob("[a-z]*.py") if p.stem not in LOOPS]
 # No tensors in the world: checking every string it writes made its tests twenty times slower.
 install_import_hook([f"sae_lab.{name}" for name in (*ROOMS, *CORE, "tiny.make")], "shapecheck.checked")
-
-SHARED = Path(os.environ.get("SAE_LAB_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 @pytest.fixture(scope="session")

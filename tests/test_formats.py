@@ -280,7 +280,24 @@ def test_dictionary_learning_by_its_own_forward(tmp_path, w, name):
     sae = same(put(tmp_path, said, tensors, weights="ae.pt"), w.x, z, z @ w.W_dec + w.b_dec, "dictionary_learning")
     assert sae.origin["site"] == "L4R" and sae.origin["context"] == 64
     backup = tmp_path / "backup"
-    put(backup, said, {f"ae.{key}": t for key, t in tensors.items()} | {"step": torch.tensor(3)}, weights="ae.pt")
+    backup.mkdir()
+    (backup / "config.json").write_text(json.dumps(said))
+    biases = (
+        "bias",
+        "encoder.bias",
+        "decoder.bias",
+        "decoder_bias",
+        "gate_bias",
+        "mag_bias",
+        "b_enc",
+        "b_dec",
+        "threshold",
+    )
+    halved = {key: t / 2 if key in biases and (key != "threshold" or t.min() > 0) else t for key, t in tensors.items()}
+    torch.save({"ae": halved, "step": 3}, backup / "ae.pt")
+    with pytest.raises(ValueError, match="a norm_factor that it does not say"):
+        pretrained.read(backup)
+    torch.save({"ae": halved, "step": 3, "norm_factor": 2.0}, backup / "ae.pt")
     same(backup, w.x, z, z @ w.W_dec + w.b_dec, "dictionary_learning")
 
 
@@ -319,7 +336,10 @@ def test_sparsify_by_its_own_forward(tmp_path, w, rule, transcode):
     if transcode:
         tensors["W_skip"], x_hat = w.W_skip, x_hat + w.x @ w.W_skip.T
     sae = same(put(folder, said, tensors, "cfg.json", "sae.safetensors"), w.x, z, x_hat, "sparsify")
-    assert sae.origin["site"] == "L7M"
+    if transcode:  # it reads the module's input, with the norm's gain
+        assert "site" not in sae.origin and "input" in sae.origin["remarks"][0]
+    else:
+        assert sae.origin["site"] == "L7M"
 
 
 # Gemma Scope, OpenAI, Goodfire
@@ -345,7 +365,45 @@ def test_gemma_scope_both_releases(tmp_path, w):
     }
     put(second, said, lower, weights="params.safetensors")
     sae = same(second, w.x, z, z @ w.W_dec + w.b_dec + w.x @ w.W_skip.T, "gemma_scope")
-    assert sae.origin["site"] == "L7TC" and sae.cfg.transcode
+    assert sae.cfg.transcode and "site" not in sae.origin and "behind a norm" in sae.origin["remarks"][0]
+
+
+def test_gemma_scope_is_not_guessed_from_names_alone(tmp_path, w):
+    """SAELens's JumpReLU has the same five names, and mostly subtracts b_dec."""
+    tensors = {"W_enc": w.W_enc.T, "W_dec": w.W_dec, "b_enc": w.b_enc, "b_dec": w.b_dec, "threshold": w.theta}
+    put(tmp_path, None, tensors)
+    with pytest.raises(ValueError, match="no SAE of a known format"):
+        pretrained.read(tmp_path)
+
+
+def test_more_latents_per_token_than_we_train_with_are_read(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(1000, D, generator=g)
+    tensors = {
+        "encoder.weight": rows,
+        "decoder.weight": rows.T,
+        "encoder.bias": torch.zeros(1000),
+        "b_dec": torch.zeros(D),
+    }
+    tensors |= {"k": torch.tensor(640), "threshold": torch.tensor(-1.0)}
+    put(tmp_path, {"trainer": {"dict_class": "AutoEncoderTopK"}}, tensors, weights="ae.pt")
+    assert pretrained.read(tmp_path).sae().cfg.k == 640
+
+
+@pytest.mark.parametrize("said", [{"scaling_factor": 3.0}, {"activation_fn": "tanh-relu"}])
+def test_what_old_saelens_did_and_we_do_not_is_refused(tmp_path, w, said):
+    tensors = {"b_enc": w.b_enc} | {name: torch.full((F,), v) for name, v in said.items() if name == "scaling_factor"}
+    folder = saelens(tmp_path, w, "standard", tensors, **{k: v for k, v in said.items() if k == "activation_fn"})
+    with pytest.raises(ValueError, match=r"none of ours|of their own"):
+        pretrained.read(folder)
+
+
+def test_a_file_that_must_name_a_place_is_not_given_one(tmp_path):
+    sae = ours("relu")
+    sae.origin = {}
+    for format in ("llama_scope", "llamascopium"):
+        with pytest.raises(ValueError, match="it names the place it reads, and nobody said it"):
+            pretrained.write(sae, tmp_path / format, format)
 
 
 @pytest.mark.parametrize("act", ["TopK", "ReLU"])

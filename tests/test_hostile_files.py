@@ -143,6 +143,37 @@ def test_a_config_without_what_it_must_say_is_found(tmp_path, w):  # noqa: F811
             sl.load_sae(folder)
 
 
+def test_dictionaries_without_end_and_tensors_of_nothing_are_refused(tmp_path):
+    deep = {"x": 1}
+    for _ in range(60):
+        deep = {"a": deep, "b": deep}
+    torch.save(deep, tmp_path / "ae.pt")
+    with pytest.raises(Damaged, match="dictionaries in dictionaries"):
+        sl.load_sae(tmp_path)
+    torch.save({"encoder.weight": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "ae.pt")
+    with pytest.raises(Damaged, match="larger than what the file holds"):
+        sl.load_sae(tmp_path)
+
+
+def test_a_config_without_end_is_not_read(tmp_path, w):  # noqa: F811
+    folder = llama_scope(tmp_path, w, {"in": 4.0, "out": 4.0})
+    (folder / "hyperparams.json").unlink()
+    (folder / "hyperparams.json").symlink_to("/dev/zero")
+    with pytest.raises(Damaged, match="no file of its own"):
+        sl.load_sae(folder)
+
+
+def test_our_own_files_are_bounded_as_well(tmp_path):
+    folder = sl.save_sae(sl.build("topk", d_in=4, d_sae=8, k=2), tmp_path / "own")
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(said | {"config": said["config"] | {"d_sae": 2**20, "d_in": 2**16}}))
+    with pytest.raises(Damaged, match=r"do not fit its config\.json, by which W_enc is"):
+        sl.load_sae(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(Damaged, match="not readable as JSON"):
+        sl.load_sae(folder)
+
+
 @pytest.mark.parametrize("inside", ["../secret", "/etc", "a/../../b", "..\\secret"])
 def test_a_path_does_not_climb_out_of_its_folder(tmp_path, inside):
     (tmp_path / "a").mkdir()

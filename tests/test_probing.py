@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
 from scipy import sparse
+from shared import SHARED
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from small import identity, small_llama
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -149,6 +150,18 @@ def test_a_rewound_log_keeps_its_notes(run):
     run.rewind(2)
     assert [row["step"] for row in run.rows] == [1, 3]
     assert run.notes == ["step 3: disk full"]
+
+
+def test_a_run_from_before_a_knob_was_there_is_the_same_run(run):
+    """What it lacks did what is now the default; anything else is another SAE."""
+    cfg = asdict(build("topk", d_in=8, d_sae=16, k=2).cfg)
+    old = {key: value for key, value in cfg.items() if key not in ("centred", "per_token")}
+    run.describe({"variant": "topk", "sae": old})
+    assert run.describe({"variant": "topk", "sae": cfg})["sae"] == old
+    with pytest.raises(ValueError, match=r"sae\.centred=None, not False"):
+        run.describe({"variant": "topk", "sae": cfg | {"centred": False}})
+    with pytest.raises(ValueError, match=r"sae\.k=2, not 3"):
+        run.describe({"variant": "topk", "sae": cfg | {"k": 3}})
 
 
 def test_a_config_never_changes(run):

@@ -4,13 +4,16 @@ A format is recognised by what a checkpoint holds, never by a name alone. To rea
 activations, with every convention that was applied in words (`sae.origin["conventions"]`).
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
+from safetensors import SafetensorError
 
 from ..runs import Damaged
 from ..runs.files import whole_folder
@@ -22,6 +25,10 @@ from .saebench import for_saebench
 from .sanity import odd
 from .stored import Stored, within
 
+OURS = {"cfg.json", "config.json", "hyperparams.json", "sae_weights.safetensors", "sae.safetensors", "ae.pt"}
+OURS |= {"params.npz", "params.safetensors", "final.safetensors"}  # what `write` writes
+WRONG = (TypeError, AttributeError, KeyError, OverflowError, ZeroDivisionError, RuntimeError)
+WRONG += (SafetensorError, BadZipFile, zlib.error)
 _READ = (llama_scope, llamascopium, saelens, sparsify, dictionary_learning, gemma_scope, openai, goodfire)
 FORMATS: dict[str, ModuleType] = {module.NAME: module for module in _READ}
 WRITES = tuple(name for name, module in FORMATS.items() if hasattr(module, "write"))
@@ -66,15 +73,19 @@ def read(
     """
     stored = Stored(where, latents)
     if norm is not None:
+        if not isinstance(norm, dict) or "in" not in norm:
+            raise TypeError(
+                f'norm={norm!r} must say {{"in": .., "out": ..}}: mean norms of what is read and what is written.'
+            )
         for said in stored.json.values():
-            if isinstance(said, dict):
+            if isinstance(said, dict) and not said.get("dataset_average_activation_norm"):
                 said["dataset_average_activation_norm"] = {"in": norm["in"], "out": norm.get("out", norm["in"])}
     chosen, file = recognise(stored) if name is None else (name, FORMATS[name].recognises(stored))
     if file is None:
         raise ValueError(f"{str(where)!r} is not of format {name!r}. {_seen(stored)}")
     try:
         form = FORMATS[chosen].read(stored, file)
-    except (TypeError, AttributeError, OverflowError, ZeroDivisionError, RuntimeError) as error:
+    except WRONG as error:
         said = ", ".join(stored.json) or "no config"
         raise Damaged(
             f"{stored.root}: what {said} says cannot be ({error}). It was altered, or of another tool."
@@ -87,14 +98,20 @@ def write(sae: SAE | Form, folder: str | Path, format: str, dtype: Any = torch.f
 
     Raises:
         ValueError: no such format, or one that cannot say what this SAE does; the message says what.
-        FileExistsError: if the folder is there and not empty.
+        FileExistsError: if the folder holds anything but an SAE, which is replaced.
     """
     if format not in WRITES:
         raise ValueError(f"No format {format!r} to write. Known: {', '.join(WRITES)}, and sae_lab.")
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{str(folder)!r} is there already. Save into a folder of its own.")
-    form = sae if isinstance(sae, Form) else Form.of(sae)
+    other = [folder] if folder.is_file() else [p for p in folder.rglob("*") if p.is_file() and p.name not in OURS]
+    if other:
+        raise FileExistsError(
+            f"{str(folder)!r} holds more than an SAE: {other[0].name}. Save into a folder of its own."
+        )
+    form, dtype = (
+        sae if isinstance(sae, Form) else Form.of(sae),
+        getattr(torch, dtype) if isinstance(dtype, str) else dtype,
+    )
     with whole_folder(folder) as new:
         FORMATS[format].write(form, new, dtype)
     return folder

@@ -1,5 +1,6 @@
 """dictionary_learning: ae.pt, a state_dict, beside config.json; its tensors and config tell which class wrote it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,25 @@ def read(stored: Stored, file: str) -> Form:
         centred=name not in ("AutoEncoderNew", "JumpReluAutoEncoder"),
         origin=origin(stored),
     )
-    applied = [
-        "b_dec subtracted before the encoder" if form.centred else "b_dec not subtracted",
-        "input scale already folded",
-    ]
+    folded = "input scale already folded"
+    if inside:  # a backup amid training, written in units of scaled activations
+        norm = stored.extra.get("norm_factor")
+        if not isinstance(norm, int | float) or not 0 < norm < math.inf:
+            raise ValueError(
+                f"{stored.root / file} is a backup amid training, of activations divided by a norm_factor that it does "
+                f"not say ({norm!r}). Take a checkpoint, or the ae.pt of the end."
+            )
+        form, folded = in_units(form, norm), f"activations divided by {norm:.4g}, folded"
+    applied = ["b_dec subtracted before the encoder" if form.centred else "b_dec not subtracted", folded]
     return replace(form, conventions=(name, *applied))
+
+
+def in_units(form: Form, norm: float) -> Form:
+    """As their scale_biases: latents grow with the activations."""
+    grown = {
+        n: getattr(form, n) * norm for n in ("b_enc", "b_mag", "b_dec", "threshold") if getattr(form, n) is not None
+    }
+    return replace(form, **grown)
 
 
 def rule(name: str, stored: Stored, file: str, get: Any, per: Any, inside: str) -> dict[str, Any]:

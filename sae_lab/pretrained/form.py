@@ -185,6 +185,9 @@ def scaled(form: Form, scale: float, target_scale: float | None = None) -> Form:
 
 def some(form: Form, latents: Sequence[int]) -> Form:
     """The form of some latents alone."""
+    wrong = [latent for latent in latents if not 0 <= latent < form.d_sae]
+    if wrong:
+        raise IndexError(f"There is no latent {wrong[0]}: it has 0 to {form.d_sae - 1}.")
     index = torch.tensor(list(latents))
     few = {"W_enc": form.W_enc[index], "W_dec": form.W_dec[index]}
     for name in ("b_enc", "r_mag", "b_mag"):

@@ -17,7 +17,8 @@ from .stored import Stored
 
 NAME = "gemma_scope"
 KEYS = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
-PARTS = {"res": "R", "mlp": "M", "att": None, "resid_post": "R", "mlp_out": "M", "attn_out": None, "transcoder": "TC"}
+RESIDUAL = ("res", "resid_post")
+ELSEWHERE = "it reads behind a norm of Gemma's, or heads before they are mixed: a place that no site of ours is"
 SKIP = "affine_skip_connection"
 
 
@@ -27,7 +28,8 @@ def recognises(stored: Stored) -> str | None:
     second = isinstance(said, dict) and said.get("architecture") in ("jump_relu", "jumprelu")
     for file, tensors in stored.files.items():
         lower = {name.lower() for name in tensors}
-        if lower - {SKIP} == set(KEYS) and (file.endswith(".npz") or second or not stored.json):
+        theirs = file.endswith(".npz") or (file.endswith(".safetensors") and set(tensors) - {SKIP} == set(KEYS))
+        if lower - {SKIP} == set(KEYS) and (second or theirs):
             return file
     return None
 
@@ -48,7 +50,7 @@ def read(stored: Stored, file: str) -> Form:
         stored.whole(file, named["b_dec"]).float(),
         threshold=stored.numbers(file, named["threshold"]).float(),
         W_skip=skip,
-        transcode=skip is not None or found.get("site", "").endswith("TC") or "transcoder" in found.get("hook", ""),
+        transcode=skip is not None or found.get("site", "").endswith("TC") or "transcoder" in str(stored.where),
         origin=found | {"of": NAME},
         conventions=("b_dec not subtracted", "input scale already folded"),
         stated=stated(stored.where),
@@ -65,10 +67,14 @@ def place(stored: Stored) -> dict[str, Any]:
         found["model"] = f"google/gemma-2-{first[1]}{first[2] or ''}"
     second = re.search(r"(resid_post|attn_out|mlp_out|transcoder)", path)
     kind = (first[3] if first else None) or (second[1] if second else None)
-    part = PARTS.get(kind.removesuffix("s") if kind == "transcoders" else kind) if kind else None
-    if layer and part:
-        return found | {"site": f"L{layer[1]}{part}"}
-    return found | (places.at(said.get("hf_hook_point_in")) if said.get("hf_hook_point_in") else {})
+    if layer and kind in RESIDUAL:
+        return found | {"site": f"L{layer[1]}R"}
+    if said.get("sae_lab_site"):
+        return found | places.at(said["sae_lab_site"])
+    hook = said.get("hf_hook_point_in") or (f"layer {layer[1]}, {kind}" if layer and kind else None)
+    if re.fullmatch(r"model\.layers\.\d+\.output", str(hook)):
+        return found | places.at(hook)
+    return found | ({"hook": str(hook), "remarks": [ELSEWHERE]} if hook else {})
 
 
 def stated(path: Path) -> dict[str, float]:
@@ -102,6 +108,8 @@ def write(form: Form, folder: Path, dtype: torch.dtype) -> None:
         "affine_connection": form.W_skip is not None,
     }
     if "site" in form.origin:
-        said["hf_hook_point_in"] = f"model.{places.module(form.origin['site'])}".rstrip(".") + ".output"
+        said["sae_lab_site"] = form.origin["site"]
+        if form.origin["site"].endswith("R"):
+            said["hf_hook_point_in"] = f"model.{places.module(form.origin['site'])}.output"
     write_json(folder / "config.json", said)
     return write_tensors(folder / "params.safetensors", lower, dtype)

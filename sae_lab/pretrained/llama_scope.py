@@ -63,6 +63,10 @@ def read(stored: Stored, file: str) -> Form:
         origin=places.at(said["hook_point_in"]) | {"of": NAME},
         stated={"l0": float(said["top_k"])} if said.get("top_k") else {},
     )
+    if form.transcode and form.centred:
+        raise ValueError(
+            f"{stored.root}: a transcoder that subtracts the output's bias from its input is none of ours."
+        )
     if said.get("sparsity_include_decoder_norm", True):
         form, applied = unit_rows(form), [*applied, "decoder norms moved into the encoder"]
     return replace(form, conventions=tuple(applied))
@@ -118,7 +122,7 @@ def write(form: Form, folder: Path, dtype: Any) -> None:
         form.refuse(NAME, "it holds a JumpReLU, a ReLU or a TopK", f"and this fires by {form.fires!r}", UNSAID)
     if form.W_skip is not None or form.per_token == "layer_norm":
         form.refuse(NAME, "it has no linear path and no layer norm", "and this SAE has", UNSAID)
-    site = form.origin.get("site", "L0TC" if form.transcode else "L0R")
+    site = where(form, NAME)
     norm = math.sqrt(form.d_in)
     said |= {
         "hook_point_in": places.hook(site),
@@ -159,7 +163,7 @@ def write_as_trained(
     said = {"d_model": form.d_in, "d_sae": form.d_sae, "expansion_factor": form.d_sae / form.d_in, "top_k": form.k}
     said |= {"act_fn": "jumprelu", "jump_relu_threshold": one_threshold(form), "sparsity_include_decoder_norm": True}
     said |= {"norm_activation": "dataset-wise", "dataset_average_activation_norm": {"in": norm, "out": norm}}
-    said |= dict.fromkeys(("hook_point_in", "hook_point_out"), places.hook(form.origin.get("site", "L0R")))
+    said |= dict.fromkeys(("hook_point_in", "hook_point_out"), places.hook(where(form, NAME)))
     said |= {"use_decoder_bias": True, "apply_decoder_bias_to_pre_encoder": form.centred, "use_glu_encoder": False}
     tensors = {"encoder.weight": form.W_enc / n[:, None], "encoder.bias": s * form.bias / n}
     tensors |= {"decoder.weight": (form.W_dec * n[:, None]).T, "decoder.bias": s * form.b_dec}
@@ -167,6 +171,17 @@ def write_as_trained(
         write_json(new / "hyperparams.json", said)
         write_tensors(new / "checkpoints" / "final.safetensors", tensors, dtype)
     return Path(folder)
+
+
+def where(form: Form, format: str) -> str:
+    """Its site.
+
+    Raises:
+        ValueError: if nobody said: the file must.
+    """
+    if "site" not in form.origin:
+        form.refuse(format, "it names the place it reads", "and nobody said it", 'Say it: sae.origin["site"] = "L5R".')
+    return form.origin["site"]
 
 
 def one_threshold(form: Form) -> float:

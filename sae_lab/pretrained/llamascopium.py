@@ -15,7 +15,7 @@ from ..runs import Damaged
 from . import places
 from .files import write_json, write_tensors
 from .form import Form, scaled
-from .llama_scope import scales
+from .llama_scope import scales, where
 from .stored import Said, Stored
 
 NAME = "llamascopium"
@@ -32,7 +32,7 @@ def recognises(stored: Stored) -> str | None:
 
 
 def read(stored: Stored, file: str) -> Form:
-    said, tensors, where = stored.json["config.json"], stored.files[file], str(stored.root)
+    said, tensors, root = stored.json["config.json"], stored.files[file], str(stored.root)
     new = "W_E" in tensors
     enc, dec, b_enc, b_dec = (
         ("W_E", "W_D", "b_E", "b_D") if new else ("encoder.weight", "decoder.weight", "encoder.bias", "decoder.bias")
@@ -43,7 +43,7 @@ def read(stored: Stored, file: str) -> Form:
     stored.demand(file, dec, (d_sae, d) if new else (d, d_sae))
     if said.get("sae_type", "sae") not in ("sae", "transcoder") or said.get("use_glu_encoder"):
         what = said.get("sae_type", "sae") if not said.get("use_glu_encoder") else "a gated encoder (use_glu_encoder)"
-        raise ValueError(f"{where}: it is {what!r}, which is none of ours: an SAE or a transcoder of one layer.")
+        raise ValueError(f"{root}: it is {what!r}, which is none of ours: an SAE or a transcoder of one layer.")
     W_dec = stored.rows(file, dec, transposed=not new).float()
     hooks = said.get("hook_point_in"), said.get("hook_point_out") or said.get("hook_point_in")
     form = Form(
@@ -52,13 +52,14 @@ def read(stored: Stored, file: str) -> Form:
         W_dec=W_dec,
         b_enc=stored.numbers(file, b_enc).float(),
         b_dec=stored.whole(file, b_dec).float() if b_dec in tensors else W_dec.new_zeros(d),
+        centred=bool(said.get("apply_decoder_bias_to_pre_encoder", False)) and hooks[0] == hooks[1],
         transcode=hooks[0] != hooks[1],
         origin=places.at(hooks[0]) | {"of": NAME} | ({"model": said["model_name"]} if said.get("model_name") else {}),
         stated={"l0": float(said["top_k"])} if said.get("top_k") and said.get("act_fn") != "relu" else {},
     )
     mode = said.get("norm_activation", "inference" if new else "dataset-wise")
     per_token, s_in, s_out, applied = scales(
-        {"norm_activation": mode, "dataset_average_activation_norm": norms(stored, file, said, hooks)}, d, where
+        {"norm_activation": mode, "dataset_average_activation_norm": norms(stored, file, said, hooks)}, d, root
     )
     if by_norm(said):
         applied.append("thresholds are of pre-activations times decoder norms")
@@ -106,7 +107,7 @@ def write(form: Form, folder: Path, dtype: torch.dtype) -> None:
     if form.W_skip is not None or form.per_token == "layer_norm":
         form.refuse(NAME, "it has no linear path and no layer norm", "and this SAE has", OURS)
     form = form.uncentred()
-    site = places.Site(form.origin.get("site", "L0TC" if form.transcode else "L0R"))
+    site = places.Site(where(form, NAME))
     ends = places.hook(site), places.hook(site.target if form.transcode else site)
     tensors = {"W_E": form.W_enc.T, "b_E": form.bias, "W_D": form.W_dec, "b_D": form.b_dec}
     said: dict[str, Any] = {"sae_type": "sae", "d_model": form.d_in, "expansion_factor": form.d_sae / form.d_in}

@@ -74,7 +74,9 @@ def _biases(form: Form, factor: float) -> Form | None:
 
 
 def _per_token(kind: str) -> Change:
-    return lambda form, s: None if form.per_token == kind or form.transcode else replace(form, per_token=kind)
+    return lambda form, s: (
+        None if form.per_token == kind or form.transcode else replace(form, per_token=kind, variant=None)
+    )
 
 
 UP, DOWN = (lambda s: s), (lambda s: 1 / s)

@@ -1,6 +1,5 @@
 """Names of places in a model, as other tools write them: a hook of TransformerLens, a module of Hugging Face."""
 
-import re
 from typing import Any
 
 from ..sites import Site
@@ -28,11 +27,10 @@ def module(site: str) -> str:
 
 
 def at(name: Any) -> dict[str, str]:
-    """{"site": ...} of another tool's name; what we have no site for is kept as `hook`."""
-    norm = re.fullmatch(
-        r"(?:model\.)*layers\.(\d+)\.(?:post_attention|pre_feedforward)_layernorm(?:\.output)?", str(name)
-    )
+    """{"site": ...} of another tool's name; what we have no site for is kept as `hook`. A norm's output is none: it
+    has the norm's gain, which TC has not.
+    """
     try:
-        return {"site": f"L{norm[1]}TC" if norm else str(Site(str(name).removesuffix(".output")))}
+        return {"site": str(Site(str(name).removesuffix(".output")))}
     except (ValueError, TypeError):
         return {"hook": str(name)} if name else {}

@@ -39,13 +39,14 @@ def read(stored: Stored, file: str) -> Form:
     stored.demand(file, "W_dec", (d_sae, d_out))
     if d_out != d:
         raise ValueError(f"{stored.root}: it reads {d} numbers and writes {d_out}; ours have one width for both.")
+    refuse_unknown(stored, file, said)
     form = Form(
         **rule(stored, file, said),
         W_enc=stored.rows(file, "W_enc", transposed=True).float(),
         W_dec=stored.rows(file, "W_dec").float(),
         b_dec=stored.whole(file, "b_dec").float(),
         W_skip=stored.whole(file, "W_skip").float() if "W_skip" in tensors else None,
-        centred=said.get("apply_b_dec_to_input", True),
+        centred=said.get("apply_b_dec_to_input", True) and "transcoder" not in said["architecture"],
         transcode="transcoder" in said["architecture"],
         origin=origin(said),
         stated={"l0": float(said["metadata"]["l0"])} if said["metadata"].get("l0") else {},
@@ -53,9 +54,19 @@ def read(stored: Stored, file: str) -> Form:
     applied = ["b_dec subtracted before the encoder" if form.centred else "b_dec not subtracted"]
     if said.get("rescale_acts_by_decoder_norm") and form.fires in ("topk", "threshold"):
         form, applied = unit_rows(form), [*applied, "decoder norms moved into the encoder"]
-    if form.centred and form.transcode:
-        form = replace(form.uncentred(), transcode=True)
     return normalised(form, said, stored, applied)
+
+
+def refuse_unknown(stored: Stored, file: str, said: Said) -> None:
+    """Raises:
+    ValueError: what an old config asks for and none of ours does.
+    """
+    if "scaling_factor" in stored.files[file] and not (stored.numbers(file, "scaling_factor") == 1).all():
+        raise ValueError(f"{stored.root}: latents of a scaling_factor of their own, which ours do not have.")
+    if said.get("activation_fn", "relu") not in ("relu", "topk"):
+        raise ValueError(
+            f"{stored.root}: activation_fn={said['activation_fn']!r} of SAELens is none of ours: relu, topk."
+        )
 
 
 def modern(said: Said) -> Said:
@@ -172,7 +183,9 @@ def metadata(form: Form) -> dict[str, Any]:
     found: dict[str, Any] = {"sae_lens_version": VERSION, "sae_lens_training_version": None}
     if "site" in form.origin:
         site = Site(form.origin["site"])
-        found |= {"hook_name": places.hook(site), "hf_hook_name": f"model.{places.module(site)}".rstrip(".")}
+        found["hook_name"] = places.hook(site)
+        if site.part != "TC":  # its module's output has the norm's gain
+            found["hf_hook_name"] = f"model.{places.module(site)}"
         if form.transcode:
             found["hook_name_out"] = places.hook(site.target)
     for ours, key in (("model", "model_name"), ("context", "context_size"), ("dataset", "dataset_path")):

@@ -44,17 +44,22 @@ def read(stored: Stored, file: str) -> Form:
         W_skip=stored.whole(file, "W_skip").float() if said.get("skip_connection") else None,
         centred=not transcode,
         transcode=transcode,
-        origin=origin(stored) | {"of": NAME},
+        origin=origin(stored, transcode) | {"of": NAME},
         conventions=("b_dec not subtracted" if transcode else "b_dec subtracted before the encoder",),
     )
 
 
-def origin(stored: Stored) -> dict[str, Any]:
+def origin(stored: Stored, transcode: bool) -> dict[str, Any]:
     """By the folder, which is named by the module whose output is read, `layers.5`; a seed may come below it."""
     for folder in (stored.root, stored.root.parent):
         found = places.at(folder.name)
-        if "site" in found:
+        if "site" in found and not transcode:
             return found
+        if "site" in found:
+            return {
+                "hook": folder.name,
+                "remarks": ["it reads the module's input, norm and gain included: none of our sites"],
+            }
     return {}
 
 

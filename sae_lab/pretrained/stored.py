@@ -19,8 +19,11 @@ from torch import Tensor
 from ..runs import Damaged
 
 ENDINGS = (".safetensors", ".npz", ".pt", ".pth")
+CONFIGS = ("config.json", "cfg.json", "hyperparams.json", "lm_config.json", "activation_scaler.json")
 BELOW = ("", "checkpoints")  # where in a folder weights are looked for
 MOST_JSON = 16 * 2**20  # bytes
+DEEP, ENTRIES = 4, 10_000  # of dictionaries in a pickle
+FOLDED = 20  # times that an array may be larger than in its archive
 
 
 class Said(dict):
@@ -74,7 +77,7 @@ class Stored:
             raise FileNotFoundError(f"No file or folder {str(where)!r}. Give a run, a folder or a file with an SAE.")
         self.root = self.where if self.where.is_dir() else self.where.parent
         beside = (self.root, self.root.parent) if self.root.name in BELOW else (self.root,)
-        for path in sorted(p for folder in beside for p in folder.glob("*.json")):
+        for path in (folder / name for folder in beside for name in CONFIGS if (folder / name).exists()):
             self.json.setdefault(path.name, _json(path))
         found = [p for below in BELOW for p in sorted((self.root / below).glob("*")) if p.suffix in ENDINGS]
         for path in found if self.where.is_dir() else [self.where]:
@@ -161,7 +164,8 @@ class Stored:
                         else np.lib.format.read_array_header_2_0
                     )
                     shape, _, dtype = read(file)
-                if dtype.hasobject or info.file_size > np.prod(shape, dtype=float) * dtype.itemsize + 2**16:
+                packed = info.file_size > FOLDED * max(1, info.compress_size)
+                if packed or dtype.hasobject or info.file_size > np.prod(shape, dtype=float) * dtype.itemsize + 2**16:
                     raise Damaged(f"{path}: {info.filename} is no plain array of numbers. Nothing of it was loaded.")
                 found[info.filename.removesuffix(".npy")] = Shape(tuple(shape), str(dtype))
         self._open[name] = np.load(path, allow_pickle=False)
@@ -178,15 +182,19 @@ class Stored:
                 f"({_short(error)}). Ask its author for safetensors."
             ) from error
         tensors: dict[str, Tensor] = {}
-        self._flatten(found, "", tensors)
+        self._flatten(found, "", tensors, path, 0)
         return tensors
 
-    def _flatten(self, found: Any, prefix: str, tensors: dict[str, Tensor]) -> None:
+    def _flatten(self, found: Any, prefix: str, tensors: dict[str, Tensor], path: Path, depth: int) -> None:
         if isinstance(found, Tensor):
+            if found.layout != torch.strided or found.numel() * found.element_size() > found.untyped_storage().nbytes():
+                raise Damaged(f"{path}: {prefix} is larger than what the file holds of it. Nothing of it was used.")
             tensors[prefix] = found.detach()
+        elif isinstance(found, dict) and (depth > DEEP or len(tensors) + len(self.extra) > ENTRIES):
+            raise Damaged(f"{path}: dictionaries in dictionaries, {depth} deep or too many. No SAE is kept like that.")
         elif isinstance(found, dict):
             for key, value in found.items():
-                self._flatten(value, f"{prefix}.{key}" if prefix else str(key), tensors)
+                self._flatten(value, f"{prefix}.{key}" if prefix else str(key), tensors, path, depth + 1)
         else:
             self.extra[prefix] = found
 
@@ -237,10 +245,14 @@ def _json(path: Path) -> Any:
 
 
 def _parsed(path: Path) -> Any:
-    if path.stat().st_size > MOST_JSON:
-        raise Damaged(f"{path} has {path.stat().st_size / 1e6:,.0f} MB: too much for a config. It was not read.")
+    if not path.is_file():
+        raise Damaged(f"{path} is no file of its own, such as a config is. It was not read.")
+    with open(path, "rb") as file:
+        data = file.read(MOST_JSON + 1)
+    if len(data) > MOST_JSON:
+        raise Damaged(f"{path} has more than {MOST_JSON / 1e6:,.0f} MB: too much for a config. It was not read.")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is not readable as JSON ({_short(error)}): it was cut short or altered.") from error
 

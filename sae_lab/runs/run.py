@@ -11,10 +11,11 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..saes import SAE
+from ..saes import SAE, variant
 from .checkpoints import Checkpoints
 from .files import Damaged, read_json, read_lines, replace, room_for, write_json
 from .lock import Lock, lives, whose
@@ -224,7 +225,7 @@ class Run:
             write_json(path, {**asked, **measure()})
         saved = read_json(path)
         for key, here, there in differences(asked, {key: saved.get(key) for key in asked}):
-            if not key.startswith(MAY_DIFFER):
+            if not key.startswith(MAY_DIFFER) and not _newer(key, here, saved):
                 raise ValueError(
                     f"Run {str(self.folder)!r} was made with {key}={there!r}, not {here!r}. A run's config never "
                     "changes: choose another folder (sae_lab.runs.fresh gives one), or delete this one."
@@ -300,6 +301,15 @@ class Run:
     def __repr__(self) -> str:
         status = self.status
         return f"Run({str(self.folder)!r}: {status['state']}, step {status['step']:,} of {status['steps']:,})"
+
+
+def _newer(key: str, here: Any, saved: dict[str, Any]) -> bool:
+    """Whether a knob of the SAE came after the run was made, and is asked to do what was always done."""
+    knob = key.removeprefix("sae.")
+    if knob == key or not isinstance(saved.get("sae"), dict) or knob in saved["sae"] or not saved.get("variant"):
+        return False
+    config = variant(saved["variant"]).Config
+    return any(f.name == knob and f.default == here for f in fields(config))
 
 
 def differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..saes import SAE, build
+from ..saes import SAE, blank, build
 from .files import Damaged, read_json, whole_folder, write
 from .tensors import read_tensors, write_tensors
 
@@ -54,8 +54,15 @@ def read_sae(folder: str | Path) -> SAE:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise Damaged(f"{folder / 'config.json'} does not say format {FORMAT!r}: not an SAE of this package's format.")
-    sae = build(config["variant"], **{key: _tuples(value) for key, value in config["config"].items()})
+    missing = [key for key in ("variant", "config", "sha256", "origin") if key not in config]
+    if missing or not isinstance(config["config"], dict):
+        raise Damaged(f"{folder / 'config.json'} does not say {(missing or ['config'])[0]!r}: it was altered.")
     tensors = read_tensors(folder / "weights.safetensors", config["sha256"])
+    shape = [config["config"].get(key) for key in ("d_sae", "d_in")]
+    if "W_enc" not in tensors or list(tensors["W_enc"].shape) != shape:  # before as much memory is asked for
+        raise Damaged(f"The weights in {folder} do not fit its config.json, by which W_enc is {shape}.")
+    with blank():
+        sae = build(config["variant"], **{key: _tuples(value) for key, value in config["config"].items()})
     try:
         sae.load_state_dict(tensors)
     except RuntimeError as error:

@@ -27,7 +27,7 @@ class BatchTopK(SAE, name="batchtopk"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        k: int = knob(32, 1, 512, "latents kept per token, on average over the batch")
+        k: int = knob(32, 1, 2**20, "latents kept per token, on average over the batch")
         encoder_bias: bool = knob(False, help="whether latents have a bias of their own; without, b_enc does not exist")
         k_aux: int = knob(512, 1, 8192, "dead latents that explain the residual")
         aux_weight: float = knob(1 / 32, 0.0, 10.0, "weight of the AuxK term")

@@ -35,7 +35,7 @@ class FeatureChoice(SAE, name="feature_choice"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        k: int = knob(32, 1, 512, "latents kept per token, on average over the batch")
+        k: int = knob(32, 1, 2**20, "latents kept per token, on average over the batch")
         mutual_share: float = knob(0.8, 0.0, 1.0, "share of the run, at its start, that is Mutual Choice")
         zipf: float = knob(1.0, 0.0, 4.0, "exponent of the law of densities, 1 / (rank + shift)^zipf; 0: all alike")
         shift: float = knob(2.7, 0.0, 1e6, "how much the law's head is flattened, in ranks")

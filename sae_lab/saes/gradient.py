@@ -30,7 +30,7 @@ class Gradient(SAE, name="gradient"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        k: int = knob(32, 1, 512, "latents kept per token")
+        k: int = knob(32, 1, 2**20, "latents kept per token")
         beta: float = knob(1.0, 0.0, 1e6, "weight of the gradient in the choice; 0: TopK")
         normalize: bool = knob(
             True, help="whether the gradient is measured against the batch's mean; else beta has units"
@@ -38,6 +38,13 @@ class Gradient(SAE, name="gradient"):
         k_aux: int | None = knob(None, 1, 8192, "dead latents that explain the residual; by default d_in / 2")
         aux_weight: float = knob(1 / 32, 0.0, 10.0, "weight of the AuxK term")
         momentum: float = knob(0.99, 0.0, 0.9999, "memory of the gradient's size, for encode_with_grad")
+
+        def __post_init__(self):
+            super().__post_init__()
+            if self.per_token != "none":
+                raise ValueError(
+                    f"per_token={self.per_token!r} scales activations and not their gradients: leave it at 'none'."
+                )
 
     def build(self) -> None:
         self.register_buffer("per_grad", torch.tensor(0.0))  # 1 / the gradient's size; it scales as x does

@@ -23,7 +23,7 @@ class GroupMax(SAE, name="groupmax"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        k: int = knob(32, 1, 512, "groups, and so latents kept per token at most")
+        k: int = knob(32, 1, 2**20, "groups, and so latents kept per token at most")
 
     @torch.no_grad()
     def prepare(self, x: Rows, target: Rows) -> None:

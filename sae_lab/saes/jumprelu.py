@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,6 +59,14 @@ class JumpReLU(SAE, name="jumprelu"):
         self.log_threshold = nn.Parameter(torch.full((self.cfg.d_sae,), start, dtype=torch.float64))
         if self.cfg.target_weight is not None:
             self.control = None  # the penalty itself aims at the target
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "JumpReLU":
+        """Whatever the weights are turned into, the logarithms stay float64: rounded, they would move thresholds."""
+        before = self.log_threshold.detach()
+        super()._apply(fn, recurse)
+        if self.log_threshold.dtype != before.dtype and not self.log_threshold.is_meta:
+            self.log_threshold.data = before.to(self.log_threshold.device)
+        return self
 
     @property
     def threshold(self) -> PerLatent:

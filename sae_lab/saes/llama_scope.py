@@ -28,7 +28,7 @@ class LlamaScope(SAE, name="llama_scope"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        k: int = knob(50, 1, 512, "latents kept per token once the annealing is over")
+        k: int = knob(50, 1, 2**20, "latents kept per token once the annealing is over")
         k_init: int | None = knob(None, 1, 2**20, "latents kept per token at the first step; by default d_in / 2")
         k_anneal: float = knob(0.1, 0.0, 1.0, "share of the run over which the latents kept fall to k")
         init_norm: float | None = knob(0.5, 1e-3, 10.0, "norm of all rows at the start; None: searched for on a sample")

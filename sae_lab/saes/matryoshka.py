@@ -29,7 +29,7 @@ class Matryoshka(SAE, name="matryoshka"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        k: int = knob(32, 1, 512, "latents kept per token, on average over the batch")
+        k: int = knob(32, 1, 2**20, "latents kept per token, on average over the batch")
         levels: int = knob(5, 1, 16, "prefixes: the whole dictionary, its first half, the first half of that ...")
         bias_level: bool = knob(True, help="whether b_dec alone counts as a level")
         encoder_bias: bool = knob(False, help="whether latents have a bias of their own; without, b_enc does not exist")

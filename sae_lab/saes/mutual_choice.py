@@ -33,7 +33,7 @@ class MutualChoice(SAE, name="mutual_choice"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        k: int = knob(32, 1, 512, "latents kept per token, on average over the batch")
+        k: int = knob(32, 1, 2**20, "latents kept per token, on average over the batch")
         zipf: float = knob(1.0, 0.0, 4.0, "exponent of the law of densities, 1 / (rank + shift)^zipf; 0: all alike")
         shift: float = knob(2.7, 0.0, 1e6, "how much the law's head is flattened, in ranks")
         k_aux: int | None = knob(None, 1, 8192, "under-used latents that explain the residual; by default d_in / 2")

@@ -44,7 +44,7 @@ class MutualFeature(SAE, name="mutual_feature"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        k: int = knob(32, 1, 512, "latents kept per token")
+        k: int = knob(32, 1, 2**20, "latents kept per token")
         weight: float = knob(0.03, 0.0, 1e4, "weight of the penalty on members that differ; 0: independent SAEs")
         ramp_share: float = knob(0.05, 0.0, 1.0, "share of the run over which that weight rises, by a cosine")
         match_every: int = knob(50, 1, 10**6, "steps between matchings, which take time as d_sae^3 in the worst case")

@@ -23,7 +23,7 @@ class PCA(SAE, name="pca"):
     @dataclass(frozen=True)
     class Config(SAE.Config):
         d_sae: int | None = knob(None, 2, 2**20, "number of latents: twice d_in, a direction and its opposite each")
-        k: int = knob(32, 1, 512, "latents kept per token")
+        k: int = knob(32, 1, 2**20, "latents kept per token")
         encoder_bias: bool = knob(False, help="whether latents have a bias of their own; without, b_enc does not exist")
 
         def __post_init__(self):

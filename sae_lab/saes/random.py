@@ -21,7 +21,7 @@ class Random(SAE, name="random"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        k: int = knob(32, 1, 512, "latents kept per token")
+        k: int = knob(32, 1, 2**20, "latents kept per token")
         encoder_bias: bool = knob(False, help="whether latents have a bias of their own; without, b_enc does not exist")
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ class TopK(SAE, name="topk"):
 
     @dataclass(frozen=True)
     class Config(SAE.Config):
-        k: int = knob(32, 1, 512, "latents kept per token")
+        k: int = knob(32, 1, 2**20, "latents kept per token")
         k_aux: int | None = knob(None, 1, 8192, "dead latents that explain the residual; by default d_in / 2")
         aux_weight: float = knob(1 / 32, 0.0, 10.0, "weight of the AuxK term")
         k_init: int | None = knob(None, 1, 2**20, "latents kept per token at the first step; None: k from the start")

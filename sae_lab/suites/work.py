@@ -84,7 +84,7 @@ def run_studies(plan: Plan, folder: str | Path, tokens: int = STUDIED) -> Iterat
 
 
 def _measured(study: Study, run: Run, lm: LM, tokens: int) -> dict[str, Any]:
-    saes = [load_sae(run.folder / asked.name, lm.device) for asked in study.saes]
+    saes = [load_sae(run.folder / asked.name, device=lm.device) for asked in study.saes]
     try:
         found = study.measure(saes, lm, tokens)
     except ValueError as error:
