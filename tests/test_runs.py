@@ -152,8 +152,9 @@ def test_a_rewound_log_keeps_its_notes(run):
     assert run.notes == ["step 3: disk full"]
 
 
-def test_a_run_from_before_a_knob_was_there_is_the_same_run(run):
+def test_a_run_from_before_a_knob_was_there_is_the_same_run(tmp_path):
     """What it lacks did what is now the default; anything else is another SAE."""
+    run = Run(tmp_path / "old")
     cfg = asdict(build("topk", d_in=8, d_sae=16, k=2).cfg)
     old = {key: value for key, value in cfg.items() if key not in ("centred", "per_token")}
     run.describe({"variant": "topk", "sae": old})
