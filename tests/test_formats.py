@@ -154,6 +154,16 @@ def test_llamascopium_by_its_own_reconstruction(tmp_path, w, act, by_norm, mode)
     same(put(tmp_path, said, tensors), w.x, g / n, (g / n @ w.W_dec + w.b_dec) / scale, "llamascopium")
 
 
+def test_llamascopium_in_a_pickle(tmp_path, w):
+    said = {"sae_type": "sae", "d_model": D, "expansion_factor": 3.0, "act_fn": "relu", "norm_activation": "inference"}
+    said |= {"hook_point_in": "blocks.1.hook_mlp_out", "hook_point_out": "blocks.1.hook_mlp_out"}
+    tensors = {"W_E": w.W_enc.T, "b_E": w.b_enc, "W_D": w.W_dec, "b_D": w.b_dec}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    torch.save({"sae": {name: t.contiguous() for name, t in tensors.items()}, "step": 1}, tmp_path / "sae_weights.pt")
+    z = (w.x @ w.W_enc.T + w.b_enc).relu()
+    same(tmp_path, w.x, z, z @ w.W_dec + w.b_dec, "llamascopium")
+
+
 # SAELens
 
 

@@ -183,7 +183,8 @@ class Stored:
             ) from error
         tensors: dict[str, Tensor] = {}
         self._flatten(found, "", tensors, path, 0)
-        return tensors
+        wrapped = tensors and all(name.startswith("sae.") for name in tensors)  # as llamascopium's are
+        return {name.removeprefix("sae."): t for name, t in tensors.items()} if wrapped else tensors
 
     def _flatten(self, found: Any, prefix: str, tensors: dict[str, Tensor], path: Path, depth: int) -> None:
         if isinstance(found, Tensor):
