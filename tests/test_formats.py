@@ -235,6 +235,14 @@ def test_saelens_norms_of_activations(tmp_path, w, mode):
     same(folder, w.x, z, (z @ w.W_dec + w.b_dec) * size + mean, "saelens")
 
 
+def test_a_place_behind_gemmas_norm_is_none_of_ours(tmp_path, w):
+    metadata = {"sae_lens_version": "6.5.0", "hook_name": "blocks.3.hook_mlp_out"}
+    for model, known in (("meta-llama/Llama-3.1-8B", True), ("google/gemma-2-2b", False)):
+        said = {"metadata": metadata | {"model_name": model}}
+        found = pretrained.read(saelens(tmp_path / model[-2:], w, "standard", {"b_enc": w.b_enc}, **said)).origin
+        assert ("site" in found) == known and ("remarks" in found) != known
+
+
 def test_saelens_before_version_6(tmp_path, w):
     said = {
         "d_in": D,

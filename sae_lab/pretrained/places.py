@@ -26,11 +26,14 @@ def module(site: str) -> str:
     return f"layers.{site.layer}{MODULE[site.part]}"
 
 
-def at(name: Any) -> dict[str, str]:
+def at(name: Any, model: Any = None) -> dict[str, Any]:
     """{"site": ...} of another tool's name; what we have no site for is kept as `hook`. A norm's output is none: it
     has the norm's gain, which TC has not.
     """
     try:
-        return {"site": str(Site(str(name).removesuffix(".output")))}
+        site = Site(str(name).removesuffix(".output"))
+        if site.part in ("A", "M") and any(f"gemma-{n}" in str(model) for n in (2, 3)):
+            return {"hook": str(name), "remarks": ["Gemma has a norm behind this place, and theirs reads behind that"]}
+        return {"site": str(site)}
     except (ValueError, TypeError):
         return {"hook": str(name)} if name else {}

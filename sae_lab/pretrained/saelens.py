@@ -133,7 +133,7 @@ def normalised(form: Form, said: dict[str, Any], stored: Stored, applied: list[s
 
 def origin(said: dict[str, Any]) -> dict[str, Any]:
     said = {**said, **said["metadata"]}
-    found = places.at(said.get("hook_name")) | {"of": NAME}
+    found = places.at(said.get("hook_name"), said.get("model_name")) | {"of": NAME}
     for key, ours in (("model_name", "model"), ("context_size", "context"), ("dataset_path", "dataset")):
         if said.get(key):
             found[ours] = said[key]
