@@ -123,7 +123,7 @@ def test_texts_reach_a_shell_unharmed():
     [
         ("k", "abc", "k='abc' must be int. latents kept"),
         ("k", "1.5", "k=1.5 must be int"),
-        ("k", "4000", r"k=4000 must lie in \[1, 512\]"),
+        ("k", "-4", r"k=-4 must lie in \[1, 1048576\]"),
         ("lr", "nan", r"lr=nan must lie in"),
         ("encoder_bias", "maybe", "encoder_bias='maybe' must be bool"),
         ("scaling", "big", "scaling='big' is not one of 'unit_ms'"),
