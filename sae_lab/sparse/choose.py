@@ -13,7 +13,7 @@ Ties go to the earlier token, then the lower latent. A NaN counts as the largest
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -56,7 +56,13 @@ class Chunks:
 
 
 class Rule(ABC):
-    """A way to choose. A new one needs `choose`; the rest makes a choice from coarse numbers exact."""
+    """A way to choose. A new one needs `choose`; the rest makes a choice from coarse numbers exact.
+
+    Attributes:
+        exact: whether it is given exact numbers alone, so that it needs no rest.
+    """
+
+    exact: ClassVar[bool] = False
 
     def __call__(
         self, scores: Scores | Chunks, amount: Any, *, among: LatentMask | None = None, signed: bool = False
@@ -138,16 +144,13 @@ class BatchTopK(Rule):
 
 
 class GroupTopK(Rule):
-    """The largest of each of k groups of neighbouring latents, of which the last may be smaller. Chooses from exact
-    scores: how far rounding can be off is not looked at.
-    """
+    """The largest of each of k groups of neighbouring latents, of which the last may be smaller."""
+
+    exact = True
 
     def choose(self, chunks: Chunks, amount: int) -> Support:
         size = -(-chunks.d_sae // amount)
         return _support(chunks.d_sae, [_best_of_groups(score, size) for _, score in chunks])
-
-    def density(self, amount: int, chunks: Chunks) -> float:
-        return 1.0  # so that no coarse scores are made
 
 
 class ColumnTopK(Rule):

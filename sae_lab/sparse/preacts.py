@@ -115,7 +115,7 @@ class PreActs:
             self.d_sae if index is None else len(index),
             lambda: self._scored(self.coarse, look, raised),
         )
-        exact = self.choose_in == self.centred.dtype or rule.density(part, chunks) > EXACT_ABOVE
+        exact = rule.exact or self.choose_in == self.centred.dtype or rule.density(part, chunks) > EXACT_ABOVE
         floored = isinstance(rule, Above)
         exact = exact or (floored and not look.plain)  # no margin is known for a floor on a score
         raised = not exact and floored and self.coarse == torch.int8  # numbers come with their margin
