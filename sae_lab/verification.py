@@ -86,9 +86,18 @@ class Verification:
 
     @property
     def repaired(self) -> SAE:
-        """The SAE by the best reading, where that is of the same site."""
+        """The SAE by the best reading.
+
+        Raises:
+            ValueError: if that reads another layer: the weights are right then, and site= is to be given.
+        """
         best = self.table.reading.iloc[0]
-        return next(form for name, form, _ in _readings(self.form, self.about["scale"], {}) if name == best).sae()
+        found = [form for name, form, _ in _readings(self.form, self.about["scale"], {}) if name == best]
+        if not found:
+            raise ValueError(
+                f"The best reading is {best!r}: nothing is to be repaired. Give that site to what reads it."
+            )
+        return found[0].sae()
 
     @property
     def figure(self):

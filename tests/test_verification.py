@@ -74,6 +74,8 @@ def test_another_layer_is_seen(lm, trained):
     moved.origin = trained.origin | {"site": "L1R"}
     found = sl.verify(moved, lm, tokens=1024, l0=16)
     assert found.verdict == "Suspect: another layer." and found.table.reading[0] == "another layer (L2R)"
+    with pytest.raises(ValueError, match="nothing is to be repaired"):
+        _ = found.repaired
 
 
 def test_weights_of_nothing_fit_no_reading(lm, trained):
