@@ -57,7 +57,7 @@ def load_latents(
     where: str | Path, latents: Sequence[int], inside: str = "", *, norm: dict[str, float] | None = None
 ) -> Form:
     """The rows of some latents alone (`W_enc`, `W_dec`, `b_enc`, `threshold`), scaled and folded as `load_sae`
-    would; of a safetensors file the rest is not read.
+    would; of another tool's safetensors file the rest is not read.
 
     Raises:
         IndexError: a latent that the SAE does not have.
@@ -74,11 +74,13 @@ def save_sae(sae: SAE, folder: str | Path, format: str = "sae_lab", dtype: Any =
     """Writes an SAE of raw activations into a folder of its own, in our format or one of `pretrained.WRITES`.
 
     Raises:
-        ValueError: no such format, or one that cannot say what this SAE does.
-        FileExistsError: if the folder holds anything but an SAE of ours, or anything at all for another format.
+        ValueError: no such format, or one that cannot say what this SAE does; another dtype than float32 for ours.
+        FileExistsError: if the folder holds anything but an SAE, which is replaced.
         DiskFull: and an SAE that was there still is.
     """
     if format == "sae_lab":
+        if dtype not in (torch.float32, "float32"):
+            raise ValueError(f"dtype={str(dtype)!r}: our own format keeps the bits that were trained. Leave dtype out.")
         return write_sae(sae, folder)
     return pretrained.write(sae, folder, format, dtype)
 

@@ -38,6 +38,8 @@ def test_a_run_is_converted_and_loaded_again(run, tmp_path, capsys, format):
 
 
 def test_what_cannot_be_converted_ends_in_one_line(run, tmp_path, capsys):
+    ours = ("convert", str(run), str(tmp_path / "out"), "--format", "sae_lab", "--dtype", "bfloat16")
+    assert "keeps the bits that were trained" in refused(capsys, *ours)
     assert "it keeps k latents of each token" in refused(
         capsys, "convert", str(run), str(tmp_path / "out"), "--format", "sparsify"
     )
