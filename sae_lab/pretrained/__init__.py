@@ -108,10 +108,8 @@ def write(sae: SAE | Form, folder: str | Path, format: str, dtype: Any = torch.f
         raise FileExistsError(
             f"{str(folder)!r} holds more than an SAE: {other[0].name}. Save into a folder of its own."
         )
-    form, dtype = (
-        sae if isinstance(sae, Form) else Form.of(sae),
-        getattr(torch, dtype) if isinstance(dtype, str) else dtype,
-    )
+    form = sae if isinstance(sae, Form) else Form.of(sae)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     with whole_folder(folder) as new:
         FORMATS[format].write(form, new, dtype)
     return folder

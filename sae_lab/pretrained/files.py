@@ -1,7 +1,6 @@
 """What writers share: tensors in a chosen precision, JSON, and nothing half-written."""
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from .. import runs
 from ..runs.files import write
 
 
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, (json.dumps(value, indent=1) + "\n").encode())
+    runs.write_json(path, value)
 
 
 def write_tensors(

@@ -97,7 +97,7 @@ class Form:
             Damaged: numbers that are not finite.
         """
         name = self.variant or VARIANT[self.fires]
-        config = {"centred": self.centred or name in ("pca", "random"), "per_token": self.per_token}
+        config = {"centred": self.centred, "per_token": self.per_token}
         config |= {"transcode": self.transcode, "skip": self.W_skip is not None, "encoder_bias": self.b_enc is not None}
         if hasattr(variant(name).Config, "k"):
             config["k"] = min(self.k or variant(name).Config.k, self.d_sae)

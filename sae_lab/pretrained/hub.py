@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterable
 from json import JSONDecodeError
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ from ..runs import Run, write_sae
 from ..runs.files import room_for, write
 from ..saes import SAE
 from .card import card, names_repo
-from .stored import BELOW, ENDINGS
+from .stored import BELOW, ENDINGS, below
 
 LLAMA_SCOPE = re.compile(r"(?:fnlp|OpenMOSS-Team)/Llama3_1-8B-Base-LX(R|A|M|TC)-(8|32)x")
 SHORT = re.compile(r"L(\d+)(R|A|M|N|TC)")
@@ -65,8 +65,8 @@ def fetch(repo: str, inside: str = "", revision: str | None = None) -> Path:
         FileNotFoundError: it cannot be had; the message says why, and which files to place where.
         DiskFull: the cache has no room for it.
     """
-    inside = _folder(repo, _below("inside", inside))
-    revision = None if revision is None else _below("revision", revision)
+    inside = _folder(repo, below("inside", inside))
+    revision = None if revision is None else below("revision", revision)
     with room_for(Path(constants.HF_HUB_CACHE)):
         try:
             return _fetched(repo, inside, revision)
@@ -118,11 +118,11 @@ def wanted(files: Iterable[str], inside: str) -> list[str]:
     files, path = list(files), PurePosixPath(inside)
     one = path.suffix in ENDINGS
     root = path.parent if one else path
-    places = {root, root.parent} if root.name in BELOW[1:] else {root / below for below in BELOW}
+    places = {root, root.parent} if root.name in BELOW[1:] else {root / part for part in BELOW}
     if one:
         weights = [inside] if inside in files else []
     else:
-        weights = [f for f in files if _is_weights(f) and PurePosixPath(f).parent in {root / below for below in BELOW}]
+        weights = [f for f in files if _is_weights(f) and PurePosixPath(f).parent in {root / part for part in BELOW}]
     configs = [f for f in files if PurePosixPath(f).suffix == ".json" and PurePosixPath(f).parent in places]
     return [*configs, *weights] if weights else []
 
@@ -150,13 +150,6 @@ def _cached(repo: str, inside: str, revision: str | None) -> tuple[Path | None, 
     files = wanted(there, inside)
     whole = root is not None and files and all((root / file).exists() for file in files)
     return (root / inside if whole else None), files
-
-
-def _below(name: str, said: str) -> str:
-    """A path of the repository as the hub writes it; "" for its root."""
-    if "\\" in said or ".." in PurePosixPath(said).parts or PureWindowsPath(said).anchor or PureWindowsPath(said).drive:
-        raise ValueError(f"{name}={said!r} climbs out of the repository. Give a name below it, such as 'layers/12'.")
-    return str(PurePosixPath(said)) if PurePosixPath(said).parts else ""
 
 
 def _folder(repo: str, inside: str) -> str:

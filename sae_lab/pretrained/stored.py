@@ -8,7 +8,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..runs import Damaged
 
 ENDINGS = (".safetensors", ".npz", ".pt", ".pth")
 CONFIGS = ("config.json", "cfg.json", "hyperparams.json", "lm_config.json", "activation_scaler.json")
+PICKLED = ("ae", "sae_weights", "final", "pruned")  # names of the pickles that are opened in a folder of several
 BELOW = ("", "checkpoints")  # where in a folder weights are looked for
 MOST_JSON = 16 * 2**20  # bytes
 DEEP, ENTRIES = 4, 10_000  # of dictionaries in a pickle
@@ -217,6 +218,19 @@ class Stored:
         return torch.cat([part[:, i : i + 1] for i in some], 1)
 
 
+def below(name: str, said: str) -> str:
+    """A path as a hub writes it; "" for its root.
+
+    Raises:
+        ValueError: if it is not below.
+    """
+    if "\\" in said or ".." in PurePosixPath(said).parts or PureWindowsPath(said).anchor or PureWindowsPath(said).drive:
+        raise ValueError(
+            f"{name}={said!r} climbs out of where it is looked for. Give a name below, such as 'layers/12'."
+        )
+    return str(PurePosixPath(said)) if PurePosixPath(said).parts else ""
+
+
 def within(root: Path, inside: str) -> Path:
     """A folder or file below `root`.
 
@@ -224,17 +238,11 @@ def within(root: Path, inside: str) -> Path:
         ValueError: if it is not below.
         FileNotFoundError: if it is not there; the message says what is.
     """
-    parts = Path(inside).parts
-    if Path(inside).is_absolute() or ".." in parts or "\\" in inside:
-        raise ValueError(f"inside={inside!r} leaves the folder it is to be looked for in. Give a path below it.")
-    path = root.joinpath(*parts)
+    path = root / below("inside", inside)
     if not path.exists():
         there = sorted(p.name for p in root.iterdir())[:8] if root.is_dir() else []
         raise FileNotFoundError(f"No {inside!r} in {str(root)!r}. It has: {', '.join(there) or 'nothing'}.")
     return path
-
-
-PICKLED = ("ae", "sae_weights", "final", "pruned")  # names of the pickles that are opened in a folder of several
 
 
 def _json(path: Path) -> Any:
