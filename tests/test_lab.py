@@ -588,6 +588,23 @@ tree
         lab.until("print(tree.clicked)", f"[0, {place}]")
 
 
+def test_a_click_on_flows_is_heard(lab):
+    flows = """
+ends = {"source": [0, 1], "target": [2, 2], "value": [3, 2], "color": "#888888"}
+flows = LiveFigure(go.Figure(go.Sankey(node={"label": ["one", "two", "three"]}, link=ends)))
+flows
+"""
+    lab.run([FIGURES.removesuffix("first\n"), flows], restart=False)
+    for part, said in (("node", "box"), ("link", "band")):
+        for place in (1, 0):
+            found = lab.page.locator(f".js-plotly-plot .sankey-{part}").nth(place)
+            found.wait_for()
+            at = found.bounding_box()
+            y = at["height"] * (0.5 if said == "box" else (0.1, 0.9)[place])
+            lab.page.mouse.click(at["x"] + min(at["width"] / 2, 20), at["y"] + y)
+            lab.until("print(flows.clicked)", f"[0, {place}, '{said}']")
+
+
 def test_a_zoom_outlives_new_data(lab):
     lab.run([FIGURES], restart=False)
     lab.page.locator(PLOT).wait_for()

@@ -112,6 +112,36 @@ def test_a_box_of_the_tree_of_splits_is_a_latent(geometry, monkeypatch):
     assert seen.latent == 60
 
 
+def test_a_box_of_the_flows_and_a_band_between_two_are_their_latents(geometry):
+    geometry.begin_splitting()
+    geometry.wait()
+    drawn, rows = geometry.splitting.figure.data[0], geometry.splitting.flows
+    narrow, wide = [str(run.folder) for run in geometry._by_width]
+    parents = {geometry.point(narrow, p) for p in rows["parent"] if p >= 0}
+    children = {geometry.point(wide, c) for c in rows["child"]}
+    bands = [geometry.flow(i, band=True) for i in range(len(drawn.link.value))]
+    assert [len(band) for band in bands] == list(drawn.link.value) and len(bands) > 1
+    assert set().union(*bands) == children and sum(map(len, bands)) == len(children)
+    boxes = {label: geometry.flow(i) for i, label in enumerate(drawn.node.label)}
+    assert set().union(*boxes.values()) == parents | children
+    for label, points in boxes.items():
+        child, mine = rows[rows["into"] == label], rows[rows["out of"] == label]
+        expected = {geometry.point(wide, c) for c in [*child["child"], *mine["child"][mine["parent"] < 0]]}
+        expected |= {geometry.point(narrow, p) for p in mine["parent"] if p >= 0}
+        assert set(points) == expected
+    seen = Selection()
+    panel = GeometryPanel(*geometry.runs, lm=geometry._lm, selection=seen, tokens=600)
+    panel.wait()
+    panel.geometry.splitting = geometry.splitting
+    panel._on_flows([0, 0, "band"])
+    rate = panel.geometry.map.latents["density"]
+    assert (seen.run, seen.latent) == panel.geometry.latent(max(bands[0], key=lambda point: rate[point]))
+    assert sorted(panel._cloud.chosen) == sorted(bands[0])
+    before = seen.latent
+    panel._on_flows([1, 3])  # a curve beside the flows
+    assert seen.latent == before
+
+
 def test_a_click_on_a_point_moves_the_selection_and_back(run, wider, lm):
     seen = Selection()
     panel = GeometryPanel(run, wider, lm=lm, selection=seen, tokens=600)

@@ -137,6 +137,26 @@ class Geometry(Work):
                 return self.point(runs[link.new], int(child[0])) if child else self.point(runs[link.old], int(parent))
         return -1
 
+    def flow(self, place: int, band: bool = False) -> list[int]:
+        """The rows of the latents behind a box of the flows of splits, or behind a band between two boxes; the most
+        frequent first, where that is known."""
+        drawn, rows = self.splitting.figure.data[0], self.splitting.flows
+        boxes = drawn.node.label
+        if band:
+            out, into = boxes[drawn.link.source[place]], boxes[drawn.link.target[place]]
+            found = rows[(rows["out of"] == out) & (rows["into"] == into)]
+            named = [("to", "child", found)]
+        else:
+            out = rows[rows["out of"] == boxes[place]]
+            orphans, parents = out[out["parent"] < 0], out[out["parent"] >= 0]
+            named = [("from", "parent", parents), ("to", "child", orphans)]
+            named += [("to", "child", rows[rows["into"] == boxes[place]])]
+        run = dict(zip(self._names, (str(run.folder) for run in self._by_width)))
+        points = [self.point(run[of], int(i)) for width, who, some in named for of, i in zip(some[width], some[who])]
+        points = list(dict.fromkeys(points))
+        rate = self.map.latents.get("density")
+        return points if rate is None else sorted(points, key=lambda point: -rate[point])
+
     @property
     def _by_width(self) -> list[Run]:
         """A run of each width, the narrow ones first."""

@@ -106,16 +106,21 @@ def numbers(
 
 
 def splitting(flows: pd.DataFrame, curves: pd.DataFrame, limit: float) -> go.Figure:
-    """What became of latents (columns from, to, latents), and shares of them by their best cosine (a column a curve).
+    """What became of latents (columns out of, into, latents), and shares by their best cosine (a column a curve).
 
     Nulls and chance are dotted; `limit` is the cosine from which on a latent can be a child.
     """
     figure = make_subplots(1, 2, specs=[[{"type": "domain"}, {"type": "xy"}]], column_widths=[0.55, 0.45])
-    nodes = list(dict.fromkeys([*flows["from"], *flows["to"]]))
-    ends = {side: flows[side].map(nodes.index) for side in ("from", "to")}
+    nodes = list(dict.fromkeys([*flows["out of"], *flows["into"]]))
+    ends = {side: flows[side].map(nodes.index) for side in ("out of", "into")}
     hues = [next((c for kind, c in KINDS.items() if f": {kind}" in node), COLOURS[4]) for node in nodes]
     look = {"label": nodes, "pad": 12, "thickness": 12, "color": hues}
-    link = {"source": ends["from"], "target": ends["to"], "value": flows["latents"], "color": "rgba(128,128,128,0.25)"}
+    link = {
+        "source": ends["out of"],
+        "target": ends["into"],
+        "value": flows["latents"],
+        "color": "rgba(128,128,128,0.25)",
+    }
     figure.add_trace(go.Sankey(node=look, link=link), 1, 1)
     for i, name in enumerate(curves):
         line = {"shape": "hvh", "dash": "dot" if name.endswith(("(null)", "directions")) else "solid"}

@@ -128,9 +128,16 @@ class Splitting:
         return pd.DataFrame([link.follows() for link in (*self.links, *nulls.values())])
 
     @property
+    def flows(self) -> pd.DataFrame:
+        """One row per living latent that may be a child: its number, its parent's (-1: none), and the boxes of the
+        figure between which it is counted; shares are in their names."""
+        return pd.concat([_flows(link) for link in self.links], ignore_index=True)
+
+    @property
     def figure(self):
         """What became of the latents, and their best cosines beside the null's and random directions' (plotly)."""
-        return plots.splitting(_flows(self.links), _curves(self.links), self.rule.cosine)
+        counted = self.flows[["out of", "into"]].value_counts(sort=False).reset_index(name="latents")
+        return plots.splitting(counted, _curves(self.links), self.rule.cosine)
 
     @property
     def treemap(self):
@@ -164,20 +171,17 @@ class Splitting:
         return "\n".join(rows)
 
 
-def _flows(links: Sequence[Link]) -> pd.DataFrame:
-    """How many living children of each kind have parents of each verdict; shares are in the names."""
-    flows = []
-    for link in links:
-        f, said = link.families, {}
-        for row in link.shares().itertuples():
-            null = f" (null {row.null:.0%})" if link.null else ""
-            said[row.kind, row.of] = f"{row.to if row.of == 'children' else link.old}: {row.kind} {row.share:.0%}{null}"
-        for child in np.flatnonzero(f.alive[1]):
-            parent, kind = f.tree.parent[child], CHILDREN[f.kinds[child, 0]]
-            old = f"{link.new}: no parent" if parent < 0 else said[PARENTS[f.verdicts[parent, 0]], "parents"]
-            flows.append((old, said[kind, "children"]))
-    found = pd.DataFrame(flows, columns=["from", "to"])
-    return found.value_counts(sort=False).reset_index(name="latents")
+def _flows(link: Link) -> pd.DataFrame:
+    f, box = link.families, {}
+    for row in link.shares().itertuples():
+        null = f" (null {row.null:.0%})" if link.null else ""
+        box[row.kind, row.of] = f"{row.to if row.of == 'children' else link.old}: {row.kind} {row.share:.0%}{null}"
+    rows = []
+    for child in np.flatnonzero(f.alive[1]):
+        parent = int(f.tree.parent[child])
+        out = f"{link.new}: no parent" if parent < 0 else box[PARENTS[f.verdicts[parent, 0]], "parents"]
+        rows.append((link.old, link.new, parent, int(child), out, box[CHILDREN[f.kinds[child, 0]], "children"]))
+    return pd.DataFrame(rows, columns=["from", "to", "parent", "child", "out of", "into"])
 
 
 def _curves(links: Sequence[Link]) -> pd.DataFrame:

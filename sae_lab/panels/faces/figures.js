@@ -44,7 +44,8 @@ export default {
     };
     await draw();
     const hear = ({ points: [point] }) => {
-      model.set("clicked", [point.curveNumber, point.pointNumber]);
+      const part = "sourceLinks" in point ? ["box"] : "source" in point ? ["band"] : [];
+      model.set("clicked", [point.curveNumber, point.pointNumber, ...part]);
       model.save_changes();
     };
     box.on("plotly_click", hear);

@@ -33,7 +33,7 @@ class LiveFigure(anywidget.AnyWidget):
     """A figure: LiveFigure(plots.curves(log)). What the eye has zoomed to stays when other data are shown.
 
     Attributes:
-        clicked: (trace, point) that was clicked last.
+        clicked: (trace, point) that was clicked last; of flows (trace, place, "box" or "band").
     """
 
     _esm = Path(__file__).with_suffix(".js")

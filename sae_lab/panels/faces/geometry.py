@@ -100,7 +100,9 @@ class GeometryPanel(Panel):
             self._cloud.move(g.places)
             self._paint()
         if g.splitting is not None and before[2:3] != seen[2:3]:
-            self._flows.children = [LiveFigure(g.splitting.figure)]
+            flows = LiveFigure(g.splitting.figure)
+            flows.observe(self.stay(lambda change: self._on_flows(change["new"])), "clicked")
+            self._flows.children = [flows]
             tree = LiveFigure(g.splitting.treemap)
             tree.observe(self.stay(lambda change: self._on_tree(change["new"])), "clicked")
             self._tree.children = [tree]
@@ -133,6 +135,14 @@ class GeometryPanel(Panel):
         point = self.geometry.node(clicked[1])
         if point >= 0:
             self._look(point)
+
+    def _on_flows(self, clicked: list) -> None:
+        """Marks the latents behind a box or a band, and shows the most frequent of them."""
+        trace, place, *part = clicked
+        points = self.geometry.flow(place, part == ["band"]) if trace == 0 else []
+        if points:
+            self._look(points[0])
+            self._cloud.choose(points)
 
     def _look(self, point: int) -> None:
         self.selection.run, self.selection.latent = self.geometry.latent(point)
