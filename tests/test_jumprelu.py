@@ -166,3 +166,19 @@ def test_the_decoder_bias_is_subtracted_only_where_asked():
         plain.b_dec.fill_(0.2), centred.b_dec.fill_(0.2)
     assert torch.equal(centred.encode(x).dense(), plain.encode(x - 0.2).dense())
     assert not torch.equal(centred.encode(x).dense(), plain.encode(x).dense())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_in_long_runs_thresholds_still_follow_what_l0_does(sign):
+    for error, waits, expected in (
+        (0.01, False, 0.04 * 0.01),
+        (0.2, False, 2e-3),
+        (0.9, False, 40 * 0.9 / 10_000),
+        (0.01, True, 0),
+    ):
+        sae = jumprelu(target_l0=2.0)
+        sae.control.error.fill_(sign * error)
+        sae.control.lasting.fill_(0 if waits else sign * 40 * error / 10_000)
+        before = sae.log_threshold.clone()
+        sae.after_step()
+        torch.testing.assert_close(sae.log_threshold - before, torch.full_like(before, sign * expected))

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from ..knobs import knob
-from ..shapes import Acts, PerLatent
+from ..shapes import Acts, PerLatent, Scalar
 from ..sparse import Latents
 from .base import SAE, Batch, Objective, Recipe
 from .losses import mse, ramp
+
+HELD = 0.04  # of log(L0 / target_l0), a step: what 1,000 steps have by the controller's integral
+MOST = 2e-3  # of that, a step: several times what the optimiser does
 
 
 class JumpReLU(SAE, name="jumprelu"):
@@ -24,7 +27,8 @@ class JumpReLU(SAE, name="jumprelu"):
     Interpretation: a threshold is held at half the kernel's width at least, where inactive latents stay out of the
     window; warm-ups are shares of the run (the paper: 1,000 steps for the rate, by a cosine, 10,000 for the penalty).
     The optimiser moves log theta by lr a step at most, so with `target_l0` all of them also follow the controller:
-    together by what its integral adds to the logarithm of the price, which dies away as L0 settles.
+    together by what its integral adds to the logarithm of the price, which dies away as L0 settles; in long runs, where
+    that is little a step, near the target by more, so that L0 does not drift with the weights (`HELD`, `MOST`).
     """
 
     paper = "Rajamanoharan et al. 2024, arXiv:2407.14435"
@@ -95,8 +99,14 @@ class JumpReLU(SAE, name="jumprelu"):
     @torch.no_grad()
     def after_step(self) -> None:
         if self.control is not None:
-            self.log_threshold += self.control.lasting
+            self.log_threshold += self._shift()
         self.log_threshold.clamp_(min=math.log(self.cfg.bandwidth / 2))
+
+    def _shift(self) -> Scalar:
+        """What is added to the logarithms of all thresholds."""
+        lasting = self.control.lasting
+        held = (HELD * self.control.error).clamp(-MOST, MOST) * (lasting != 0)  # the controller may be waiting
+        return torch.where(lasting.abs() < held.abs(), held, lasting)
 
 
 class _Step(torch.autograd.Function):
