@@ -18,6 +18,8 @@ _ROOM = {
     "Site": "sites",
     "load_model": "models",
     "activations": "harvest",
+    "cache": "caching",
+    "Cached": "caching",
     "build": "saes",
     "train": "training",
     "evaluate": "evaluation",

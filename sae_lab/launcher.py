@@ -51,6 +51,7 @@ class Job(Checked):
     context: int | None = knob(None, 8, 2**20, "tokens the model reads at once; None: what suits it")
     seed: int = knob(0, 0, 2**31 - 1, "seed of the SAE")
     text_seed: int = knob(0, 0, 2**31 - 1, "seed of the stream of text")
+    cache: str | None = knob(None, help="a cache of activations to train on, so that the model reads no text again")
     run: str | None = knob(None, help="run folder; None: a free name in runs/")
     evaluation: int = knob(200_000, 0, 10**10, "held-out tokens to measure the SAE on at the end; 0: none")
     sae: dict = field(default_factory=dict, metadata={"help": "the variant's own knobs: d_sae, k ..."})
@@ -151,6 +152,10 @@ def stream(job: Job, lm: Any, needs: Set[str]) -> Any:
         from .toys import Planted
 
         return Planted(site=job.site, seed=job.text_seed)
+    if job.cache:
+        from .caching import Cached
+
+        return Cached(job.cache, job.site, device=lm.device)
     from .harvest import GIVEN, activations
 
     reading = {"text": job.text, "column": job.column, "seed": job.text_seed, "context": job.context}

@@ -12,7 +12,7 @@ FLOORS = [
     {"sources", "sparse", "plots", "tiny", "peers"},
     {"toys", "saes", "metrics", "directions", "intervals", "probes", "recovery", "matching", "models", "tokens"},
     {"harvest", "reading", "runs", "labels", "families"},
-    {"labelled", "pretrained"},
+    {"labelled", "pretrained", "caching"},
     {
         *("training", "evaluation", "concepts", "windows", "steering", "explanation", "comparison"),
         *("bench", "citing", "diagnosis", "attribution", "splitting", "geometry", "absorption"),
@@ -32,7 +32,7 @@ ONLY = {  # a library and the rooms that may import it
     "numba": {"sparse", "tiny"},
 }
 SHARED = {"base", "select", "losses"}  # all that a variant may take from its own folder
-WRITERS = {"runs", "pretrained", "harvest", "report", "tiny", "peers"}
+WRITERS = {"runs", "pretrained", "caching", "report", "tiny", "peers"}
 ROOT = Path(__file__).parents[1] / "sae_lab"
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 VARIANTS = sorted(p for p in (ROOT / "saes").glob("*.py") if p.stem not in SHARED | {"__init__"})
@@ -130,7 +130,7 @@ def test_a_function_fits_on_a_screen(path):
 def test_the_package_stays_thin():
     """The embedded world is a data set with its generator: counted apart. Formats are twelve small files."""
     lines = {p: p.read_text().count("\n") for p in FILES}
-    assert sum(n for p, n in lines.items() if room(p) != "tiny") < 29_500
+    assert sum(n for p, n in lines.items() if room(p) != "tiny") < 30_000
     assert sum(n for p, n in lines.items() if room(p) == "tiny") < 5500
 
 

@@ -6,8 +6,8 @@ import little
 import pytest
 import torch
 
-from sae_lab import harvest
 from sae_lab.harvest import activations
+from sae_lab.harvest import stream as ring
 from sae_lab.models import load_model
 
 STORIES = [" ".join(f"cat {i} sat on mat {j}." for j in range(1 + i % 4)) for i in range(400)]
@@ -93,7 +93,7 @@ def test_streams_are_equal_for_equal_seeds_only(lm):
 def test_a_stream_resumes_bit_for_bit(lm, monkeypatch, batches, saved):
     options = {"sites": ["L2TC", "L1R"], "buffer": 512, "needs": {"grad"}}
     if not saved:
-        monkeypatch.setattr(harvest, "SAVED_RING", 0)
+        monkeypatch.setattr(ring, "SAVED_RING", 0)
     source = stream(lm, **options)
     for _ in range(batches):
         source.next(48)

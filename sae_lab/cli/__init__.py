@@ -12,6 +12,7 @@ VERBS = {
     "train": "train one SAE: sae-lab train VARIANT [options]",
     "sweep": "train variants x k x d_sae x seeds on one stream and compare them at equal L0",
     "suite": "sweep several widths and seeds, then study them: consistency, splitting, absorption, concepts",
+    "cache": "keep activations on a disk, for train --cache: sae-lab cache FOLDER --sites L2R --tokens 1000000",
     "evaluate": "measure a trained SAE on held-out text, several at once, by position, on a chat model: evaluate RUN",
     "agree": "whether matched latents of two seeds mean the same: sae-lab agree RUN RUN",
     "split": "what a narrow SAE's latents became in a wider one: sae-lab split RUN RUN [--null RUN RUN]",
@@ -40,7 +41,7 @@ VERBS = {
 STUDIES = ("evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "steer", "absorption", "probe")
 # which file a verb is in; the others are in `commands`
 ROOM = dict.fromkeys((*STUDIES, "doctor"), "studies") | dict.fromkeys(("explain", "validity"), "words")
-ROOM |= dict.fromkeys(("verify", "convert", "push"), "shelf")
+ROOM |= dict.fromkeys(("verify", "convert", "push"), "shelf") | {"cache": "caches"}
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )

@@ -1,0 +1,5 @@
+"""Activations on a disk: a text read once by a model, trained on as often as one likes, without the model."""
+
+from .making import Progress, cache, caching, size
+from .numbers import DTYPES
+from .serving import Cached

@@ -1,0 +1,33 @@
+"""In how many bits rows are stored, and what is lost by it."""
+
+import torch
+from torch import Tensor
+
+from ..shapes import Rows
+
+DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}  # bytes of a number
+
+
+def packed(x: Rows, dtype: str) -> tuple[dict[str, Tensor], float]:
+    """(what is stored of rows, by the ending of its name; how much is lost, relative to their norm).
+
+    int8 has a scale per token: its largest coordinate is 127.
+
+    Raises:
+        ValueError: for numbers beyond the reach of float16.
+    """
+    x = x.float().cpu()
+    if dtype == "int8":
+        scale = (x.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        stored = {"": (x / scale).round().to(torch.int8), ".scale": scale[:, 0]}
+    else:
+        stored = {"": x.to(getattr(torch, dtype))}
+    back = unpacked(stored)
+    if not back.isfinite().all() and x.isfinite().all():
+        raise ValueError(f"An activation of {x.abs().max():.3g} is beyond {dtype}: take dtype='bfloat16'.")
+    return stored, float((back - x).norm() / x.norm().clamp(min=torch.finfo(torch.float32).tiny))
+
+
+def unpacked(stored: dict[str, Tensor]) -> Rows:
+    """The rows again: as they are stored, or float32 where a scale is."""
+    return stored[""].float() * stored[".scale"][:, None] if ".scale" in stored else stored[""]
