@@ -590,15 +590,17 @@ tree
 
 def test_a_click_on_flows_is_heard(lab):
     flows = """
-ends = {"source": [0, 1], "target": [2, 2], "value": [3, 2], "color": "#888888"}
-flows = LiveFigure(go.Figure(go.Sankey(node={"label": ["one", "two", "three"]}, link=ends)))
+import pandas as pd
+counted = pd.DataFrame({"out of": ["a: one", "a: two"], "into": "b: three", "latents": [3, 2]})
+flows = LiveFigure(plots.splitting(counted, pd.DataFrame({"b in a": [0.5, 0.5]}, index=[0.0, 0.1]), 0.3))
 flows
 """
     lab.run([FIGURES.removesuffix("first\n"), flows], restart=False)
-    for part, said in (("node", "box"), ("link", "band")):
+    for part, said in (("node-rect", "box"), ("sankey-link", "band")):
         for place in (1, 0):
-            found = lab.page.locator(f".js-plotly-plot .sankey-{part}").nth(place)
+            found = lab.page.locator(f".js-plotly-plot .{part}").nth(place)
             found.wait_for()
+            lab.page.wait_for_timeout(300)  # boxes grow into their places
             at = found.bounding_box()
             y = at["height"] * (0.5 if said == "box" else (0.1, 0.9)[place])
             lab.page.mouse.click(at["x"] + min(at["width"] / 2, 20), at["y"] + y)

@@ -121,7 +121,7 @@ def splitting(flows: pd.DataFrame, curves: pd.DataFrame, limit: float) -> go.Fig
         "value": flows["latents"],
         "color": "rgba(128,128,128,0.25)",
     }
-    figure.add_trace(go.Sankey(node=look, link=link), 1, 1)
+    figure.add_trace(go.Sankey(node=look, link=link, arrangement="fixed"), 1, 1)  # what can be dragged hears no click
     for i, name in enumerate(curves):
         line = {"shape": "hvh", "dash": "dot" if name.endswith(("(null)", "directions")) else "solid"}
         line |= {"color": COLOURS[i % len(COLOURS)], "width": 1.6}
