@@ -1,6 +1,6 @@
 """How fast a cache of activations is read: python tests/bench_cache.py FOLDER [--gigabytes 2]
 
-Makes a cache of random rows 512 wide in float16 in FOLDER, if there is none. "shards": whole shards, one after another, with
+Makes a cache of random rows, 512 wide in float16, in FOLDER if there is none. "shards": one after another, with their
 checksums and without; "ring": shuffled batches of 4,096 rows, as training takes them. Ways take turns; medians.
 """
 
