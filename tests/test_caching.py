@@ -104,8 +104,12 @@ def test_what_the_precision_loses_is_measured(lm, made, tmp_path, dtype):
     same(one, two, rtol=0.02, atol=0.03)
 
 
-def test_numbers_beyond_float16_are_refused():
+def test_numbers_that_cannot_be_stored_are_refused():
     x = torch.tensor([[1.0, 7e4]])
+    for bad in (torch.inf, torch.nan):
+        with pytest.raises(ValueError, match="not finite: the model overflows"):
+            making.packed(torch.tensor([[1.0, bad]]), "int8")
+    assert making.packed(torch.zeros(2, 3), "int8")[1] == 0
     with pytest.raises(ValueError, match=r"7e\+04 is beyond float16: take dtype='bfloat16'"):
         making.packed(x, "float16")
     assert making.packed(x, "bfloat16")[1] < 0.01
@@ -122,6 +126,21 @@ def test_a_cache_that_ends_begins_again_and_resumes_exactly(made, monkeypatch):
     again.restore({k: v.clone() for k, v in tensors.items()}, json.loads(json.dumps(told)))
     for _ in range(9):
         same(source.next(128), again.next(128), rtol=0, atol=0)
+
+
+def test_a_text_that_ends_is_cached_once(lm, tmp_path):
+    cached = sl.cache(lm, "L1R", 10**6, tmp_path, text=STORIES[:40], split="all", documents=16)
+    docs = torch.cat([cached.block(i)["doc"] for i in range(len(cached.manifests))])
+    assert len(cached.manifests) == 3 and cached.tokens < 2000 and set(range(40)) <= set(docs.tolist())
+    again = list(caching(lm, "L1R", 10**6, tmp_path, text=STORIES[:40], split="all", documents=16))
+    assert [step.fresh for step in again] == [False]
+
+
+def test_where_one_stands_does_not_matter(made, monkeypatch):
+    folder = Path(made.shards.root)
+    monkeypatch.chdir(folder.parent)
+    near, far = sl.Cached(folder.name), sl.Cached(f"{folder}/")
+    assert near.describe() == far.describe() == sl.Cached(f"file://{folder}").describe()
 
 
 def test_more_is_added_behind_what_is_there_and_nothing_read_twice(lm, made, copied, monkeypatch):

@@ -3,6 +3,8 @@
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +44,7 @@ def cache(
     Interrupted, the same call goes on behind the last whole shard; asked for more tokens, it adds to what is there.
 
     Args:
-        tokens: at least; the last document is whole.
+        tokens: at least, since shards are whole; fewer where the text ends before.
         folder: or any address that fsspec knows ("s3://...", with the library for it).
         dtype: of what is stored: "float16", "bfloat16", "float32", or "int8" with a scale per token; how much is lost
             is measured (`Cached.error`).
@@ -104,8 +106,8 @@ def _add(source: Activations, shards: Shards, tokens: int, dtype: str) -> Iterat
     _room(source, shards, tokens - done, dtype)
     if there:
         yield Progress(done, tokens, len(there), taken, False)
-    for number in range(len(there), 10**6):
-        if done >= tokens:
+    for number in count(len(there)):
+        if done >= tokens or number * source.blocks.documents >= (source.blocks.once or inf):
             return
         rows, error = source.block(number), {}
         stored = {name: rows[name] for name in ("token", "doc", "position")}

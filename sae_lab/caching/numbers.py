@@ -14,16 +14,20 @@ def packed(x: Rows, dtype: str) -> tuple[dict[str, Tensor], float]:
     int8 has a scale per token: its largest coordinate is 127.
 
     Raises:
-        ValueError: for numbers beyond the reach of float16.
+        ValueError: for numbers that are not finite, or beyond the reach of float16.
     """
     x = x.float().cpu()
+    if not x.isfinite().all():
+        raise ValueError(
+            "Activations that are not finite: the model overflows. Load it with dtype='bfloat16' or 'float32'."
+        )
     if dtype == "int8":
         scale = (x.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         stored = {"": (x / scale).round().to(torch.int8), ".scale": scale[:, 0]}
     else:
         stored = {"": x.to(getattr(torch, dtype))}
     back = unpacked(stored)
-    if not back.isfinite().all() and x.isfinite().all():
+    if not back.isfinite().all():
         raise ValueError(f"An activation of {x.abs().max():.3g} is beyond {dtype}: take dtype='bfloat16'.")
     return stored, float((back - x).norm() / x.norm().clamp(min=torch.finfo(torch.float32).tiny))
 

@@ -30,10 +30,10 @@ class Shards:
     """
 
     def __init__(self, where: str | Path):
-        self.where = str(where)
-        self._fs, self.root = fsspec.core.url_to_fs(self.where)
+        self._fs, self.root = fsspec.core.url_to_fs(str(where))
         protocol = self._fs.protocol
         self.local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+        self.where = self.root if self.local else str(where)  # wherever one stands
         self._checked: set[int] = set()
 
     @cached_property
