@@ -89,8 +89,10 @@ def attribute(
 
     Raises:
         ValueError: an `of` that is not a token of this model, a prompt of one token for "ce" or beyond the context, an
-            SAE that does not fit.
+            SAE that does not fit, a remote model.
     """
+    if lm.remote:
+        raise ValueError(f"{lm.name} is remote: attribution needs its gradients and logits. Load the model here.")
     site = fitting(sae, lm, site)
     ids, _ = lm.encode(prompt)
     measure, name = _measure(lm, ids, of)

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import torch
 
+from .arithmetic import amount, duration
 from .launcher import Job, checked, reader, stream
 from .saes import build, variant
 from .training import train
@@ -67,6 +68,11 @@ class Probe:
 
     def __init__(self, job: Job):
         checked(job)
+        if job.remote:
+            raise ValueError(
+                f"{job.model} is remote: what reading it costs, cache_cost() says (`sae-lab cache --plan`); the rest "
+                "is a training on that cache."
+            )
         self._said, self._errors = TemporaryFile("w+"), TemporaryFile("w+")  # noqa: SIM115  (a pipe would fill up)
         self._cost: Cost | None = None
         self._failed = ""
@@ -160,19 +166,6 @@ def peak() -> int:
         else []
     )
     return int(told[0]) * 1024 if told else psutil.Process().memory_info().rss
-
-
-def amount(size: float) -> str:
-    """Bytes for a reader."""
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    """As a clock says it: 4:05, 1:00:00, 3 d 4:00:00."""
-    days, rest = divmod(round(seconds), 86_400)
-    hours, rest = divmod(rest, 3600)
-    clock = f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours or days else f"{rest // 60}:{rest % 60:02d}"
-    return f"{days} d {clock}" if days else clock
 
 
 if __name__ == "__main__":

@@ -150,8 +150,13 @@ def own_text(sae: SAE, text: Any, options: dict[str, Any]) -> tuple[Any, dict[st
 
 
 def model_of(sae: SAE, name: str | None = None) -> LM:
-    """The model that an SAE was trained on, or another, at the precision it was trained at."""
-    return load_model(name or sae.origin.get("model", "tiny"), dtype=sae.origin.get("dtype"))
+    """The model that an SAE was trained on, or another, at the precision it was trained at.
+
+    One that was remote is asked for where the environment says, never where a file does: that is sent a key.
+    """
+    own = sae.origin.get("model", "tiny")
+    remote = bool(sae.origin.get("remote")) and name in (None, own)
+    return load_model(name or own, dtype=sae.origin.get("dtype"), remote=remote)
 
 
 def home(sae: SAE, site: str | Site | None) -> Site:

@@ -325,3 +325,27 @@ def test_a_shard_is_plain_safetensors(made):
     assert set(tensors) == {"token", "doc", "position", "L1R", "L0TC", "L0M"}
     said = json.loads(shard(made.shards.root, 0, "json").read_text())
     assert len(tensors["L1R"]) == said["rows"] and set(said["error"]) == {"L1R", "L0TC", "L0M"}
+
+
+def test_a_shard_that_is_missing_is_made_again_and_no_other(lm, copied):
+    whole = sl.Cached(copied)
+    number, before = len(whole.manifests), {p.name: p.stat().st_mtime_ns for p in copied.glob("0*")}
+    shard(copied, 1).unlink()
+    shard(copied, 1, "json").unlink()
+    with pytest.raises(Damaged, match="lacks shard 1"):
+        sl.Cached(copied)
+    steps = list(caching(lm, ["L1R", "L0TC"], 2500, copied, dtype="float32", **HOW))
+    assert [step.fresh for step in steps] == [False, True] and len(sl.Cached(copied).manifests) == number
+    after = {p.name: p.stat().st_mtime_ns for p in copied.glob("0*")}
+    assert {name for name in before if before[name] != after[name]} == {"000001.json", "000001.safetensors"}
+    assert torch.equal(sl.Cached(copied).block(1)["L1R"], whole.block(2 - 1)["L1R"])
+
+
+def test_verify_reads_what_was_read_before(copied):
+    found = sl.Cached(copied)
+    found.block(0)
+    data = bytearray(shard(copied).read_bytes())
+    data[-1] ^= 1
+    shard(copied).write_bytes(data)
+    with pytest.raises(Damaged):
+        found.verify()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 FLOORS = [
-    {"shapes", "knobs", "sites"},
-    {"sources", "sparse", "plots", "tiny", "peers"},
+    {"shapes", "knobs", "sites", "workload"},
+    {"sources", "sparse", "plots", "tiny", "peers", "arithmetic"},
     {"toys", "saes", "metrics", "directions", "intervals", "probes", "recovery", "matching", "models", "tokens"},
     {"harvest", "reading", "runs", "labels", "families"},
     {"labelled", "pretrained", "caching"},
@@ -19,8 +19,8 @@ FLOORS = [
         *("probing", "verification"),
     },
     {"launcher", "library", "report", "meaning", "validity", "neuronpedia"},
-    {"sweeps", "costs"},
-    {"suites"},
+    {"sweeps", "costs", "planning"},
+    {"suites", "clusters"},
     {"panels", "cli"},
 ]
 ONLY = {  # a library and the rooms that may import it
@@ -30,6 +30,7 @@ ONLY = {  # a library and the rooms that may import it
     "plotly": {"plots", "panels"},
     "tyro": {"cli", "tiny"},
     "numba": {"sparse", "tiny"},
+    "ray": {"clusters"},
 }
 SHARED = {"base", "select", "losses"}  # all that a variant may take from its own folder
 WRITERS = {"runs", "pretrained", "caching", "report", "tiny", "peers"}
@@ -130,7 +131,7 @@ def test_a_function_fits_on_a_screen(path):
 def test_the_package_stays_thin():
     """The embedded world is a data set with its generator: counted apart. Formats are twelve small files."""
     lines = {p: p.read_text().count("\n") for p in FILES}
-    assert sum(n for p, n in lines.items() if room(p) != "tiny") < 30_000
+    assert sum(n for p, n in lines.items() if room(p) != "tiny") < 34_000
     assert sum(n for p, n in lines.items() if room(p) == "tiny") < 5500
 
 

@@ -247,7 +247,7 @@ def test_a_training_that_cannot_begin_says_so_before_it_is_launched():
 def test_costs_are_told_as_one_reads_them(monkeypatch):
     assert (duration(65), duration(3600), duration(90_061)) == ("1:05", "1:00:00", "1 d 1:01:01")
     assert (amount(2.5e9), amount(3e6)) == ("2.5 GB", "3 MB")
-    assert Cost(100, 10.0, 10**18, 0, 1).shortage.startswith("memory: 1,000,000,000.0 GB of ")
+    assert Cost(100, 10.0, 10**18, 0, 1).shortage.startswith("memory: 1,000,000 TB of ")
     assert Cost(100, 10.0, 1, 0, 1).shortage == ""
 
 

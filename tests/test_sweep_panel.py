@@ -226,7 +226,7 @@ def test_tokens_that_vary_are_those_that_were_asked_for_while_it_trains(tmp_path
     assert "several" not in found.subtitle and "tokens of" not in found.subtitle
     other = Plan.of(["topk"], k=[None, 4], d_sae=[32], seeds=1, site=["L1R", "L2R"], tokens=6400, batch=64)
     found = sl.Sweep.read(other, tmp_path / "none")
-    assert "4 SAEs at several sites of tiny, 6,400 tokens of world each in 2 passes" in found.subtitle
+    assert "4 SAEs at several sites of tiny, 6,400 tokens of world each in 1 pass;" in found.subtitle
     assert "NaN" not in json.dumps(found.to_json())
 
 

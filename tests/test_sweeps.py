@@ -70,7 +70,7 @@ def made_up(monkeypatch):
 
     monkeypatch.setattr(work, "reader", lambda job: NoModel())
     monkeypatch.setattr(work, "held_out", lambda *a, **k: SimpleNamespace(block=lambda i: None))
-    monkeypatch.setattr(work, "stream", lambda job, lm, needs: Counted(seed=job.text_seed))
+    monkeypatch.setattr(work, "stream", lambda job, lm, needs, sites: Counted(seed=job.text_seed, sites=sites))
     monkeypatch.setattr(work, "evaluate", evaluate)
     monkeypatch.setattr(Counted, "batches", 0)
     return seen

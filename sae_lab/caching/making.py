@@ -17,6 +17,7 @@ from .serving import Cached
 from .shards import Shards
 
 ADDRESS = 3 * 8  # bytes: a row's token, document and place in it
+DOCUMENTS = 16  # in a shard that is one request
 SPARE = 1.02  # of the disk, for what is beside the numbers
 
 
@@ -41,7 +42,8 @@ def cache(
 ) -> Cached:
     """Activations of a model on a text, on a disk: read once, trained on as often as one likes, without the model.
 
-    Interrupted, the same call goes on behind the last whole shard; asked for more tokens, it adds to what is there.
+    Interrupted, the same call goes on behind the last whole shard; asked for more tokens, it adds to what is there. Of
+    a remote model each shard is one request.
 
     Args:
         tokens: at least, since shards are whole; fewer where the text ends before.
@@ -69,7 +71,7 @@ def caching(
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}.")
     if tokens < 1:
         raise ValueError(f"tokens={tokens} must be at least 1.")
-    source = activations(lm, sites, **options)
+    source = reading(lm, sites, **options)
     if "patched_kl" in source.needs:
         raise ValueError("patched_kl needs the model itself at every step: train with activations(), not from a cache.")
     head = source.describe() | {"stored": dtype, "weights": lm.fingerprint}
@@ -77,8 +79,15 @@ def caching(
     head["widths"] = {name: source.d_in(name.removesuffix(".grad")) for name in source.names}
     shards = Shards(folder)
     with _alone(shards):
+        held = sum(m["rows"] for m in shards.there().values()) if shards.begun else 0
+        _room(source, shards, tokens - held, dtype)
         shards.begin(head)
         yield from _add(source, shards, tokens, dtype)
+
+
+def reading(lm: LM, sites: str | Iterable[str], **options: Any) -> Activations:
+    """What is cached: of a remote model in small shards, since what was read of one that is not whole is lost."""
+    return activations(lm, sites, **({"documents": DOCUMENTS} if lm.remote else {}) | options)
 
 
 @contextmanager
@@ -101,13 +110,15 @@ def _alone(shards: Shards) -> Iterator[None]:
 
 
 def _add(source: Activations, shards: Shards, tokens: int, dtype: str) -> Iterator[Progress]:
-    there = shards.manifests()
-    done, taken = sum(m["rows"] for m in there), sum(m["bytes"] for m in there)
-    _room(source, shards, tokens - done, dtype)
+    there = shards.there()
+    done, taken = sum(m["rows"] for m in there.values()), sum(m["bytes"] for m in there.values())
     if there:
         yield Progress(done, tokens, len(there), taken, False)
-    for number in count(len(there)):
-        if done >= tokens or number * source.blocks.documents >= (source.blocks.once or inf):
+    for number in count():
+        if number in there:
+            continue
+        enough = done >= tokens and number > max(there, default=-1)
+        if enough or number * source.blocks.documents >= (source.blocks.once or inf):
             return
         rows, error = source.block(number), {}
         stored = {name: rows[name] for name in ("token", "doc", "position")}

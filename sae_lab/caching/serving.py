@@ -93,6 +93,7 @@ class Cached(Stream):
         Raises:
             Damaged: for the first that is not.
         """
+        self.shards.forget()
         for number in range(len(self.manifests)):
             self.block(number)
         return len(self.manifests)
@@ -102,9 +103,11 @@ class Cached(Stream):
         number %= len(self.manifests)
         found = self.shards.read(number, self.manifests[number])
         names = ["token", "doc", "position", *self.names]
+        widths = self.head["widths"]
         rows, count = {name: found.get(name) for name in names}, self.manifests[number]["rows"]
         for name in names:
-            if rows[name] is None or len(rows[name]) != count:
+            shape = (count, widths[name]) if name in widths else (count,)
+            if rows[name] is None or rows[name].shape != shape:
                 raise Damaged(f"Shard {number} of {self.shards.where!r} lacks rows of {name!r}. Cache it again.")
         for name in self.names:
             rows[name] = unpacked({e: found[f"{name}{e}"] for e in ("", ".scale") if f"{name}{e}" in found})

@@ -5,6 +5,7 @@ behind has no manifest and is written over. Nothing executes when it is read.
 """
 
 import json
+import re
 import zlib
 from functools import cached_property
 from pathlib import Path
@@ -71,8 +72,28 @@ class Shards:
                     "never changes: choose another folder."
                 )
 
+    @property
+    def begun(self) -> bool:
+        """Whether something is cached here already."""
+        return self._fs.exists(self._path(HEAD))
+
     def manifests(self) -> list[dict[str, Any]]:
-        """Those of all whole shards, by number, from 0 to the first that is missing.
+        """Those of all shards, by number.
+
+        Raises:
+            FileNotFoundError: if there is no cache here.
+            Damaged: as `there`, and if one is missing before others.
+        """
+        there = self.there()
+        if lost := next((number for number in range(len(there)) if number not in there), None):
+            raise Damaged(
+                f"The cache at {self.where!r} lacks shard {lost}, though there are later ones. Cache again, with the "
+                "same call: what is missing is read, and no more."
+            )
+        return [there[number] for number in range(len(there))]
+
+    def there(self) -> dict[int, dict[str, Any]]:
+        """The manifests of whole shards by number, whichever there are.
 
         Raises:
             FileNotFoundError: if there is no cache here.
@@ -81,19 +102,23 @@ class Shards:
         _ = self.head
         self._fs.invalidate_cache()
         sizes = {Path(f["name"]).name: f["size"] for f in self._fs.ls(self.root, detail=True)}
-        found = []
-        while (name := f"{_name(len(found))}.json") in sizes:
-            file = f"{_name(len(found))}.safetensors"
+        found = {}
+        for name in sorted(name for name in sizes if re.fullmatch(r"\d{6,}\.json", name)):
+            file = f"{name[:-5]}.safetensors"
             said = _json(self._fs.cat_file(self._path(name)), self._path(name))
-            if not {"rows", "bytes", "crc32", "error"} <= said.keys():
+            if not {"rows", "bytes", "crc32", "error"} <= said.keys() or not _counts(said["rows"], said["bytes"]):
                 raise Damaged(f"{self._path(name)} is no manifest of a shard. Delete it, and cache again.")
             if sizes.get(file) != said["bytes"]:
                 raise Damaged(
                     f"{self._path(file)} has {sizes.get(file, 0):,} of the {said['bytes']:,} bytes that its manifest "
                     "says. Delete both, and cache again."
                 )
-            found.append(said)
+            found[int(name[:-5])] = said
         return found
+
+    def forget(self) -> None:
+        """Checksums are looked at anew."""
+        self._checked.clear()
 
     def append(self, number: int, tensors: dict[str, Tensor], more: dict[str, Any]) -> dict[str, Any]:
         """The manifest of a new shard, once all of it is on the disk.
@@ -134,6 +159,10 @@ class Shards:
             replace(Path(self._path(name)), data)
         else:
             self._fs.pipe_file(self._path(name), data)
+
+
+def _counts(*numbers: Any) -> bool:
+    return all(type(n) is int and n > 0 for n in numbers)
 
 
 def _name(number: int) -> str:

@@ -11,7 +11,7 @@ VERBS = {
     "quickstart": "train an SAE on the embedded Llama, measure it, steer with it, write report.html",
     "train": "train one SAE: sae-lab train VARIANT [options]",
     "sweep": "train variants x k x d_sae x seeds on one stream and compare them at equal L0",
-    "suite": "sweep several widths and seeds, then study them: consistency, splitting, absorption, concepts",
+    "suite": "what a suite file says: suite plan|run|show FILE; or a sweep and its studies: suite --variants ...",
     "cache": "keep activations on a disk, for train --cache: sae-lab cache FOLDER --sites L2R --tokens 1000000",
     "evaluate": "measure a trained SAE on held-out text, several at once, by position, on a chat model: evaluate RUN",
     "agree": "whether matched latents of two seeds mean the same: sae-lab agree RUN RUN",
@@ -31,6 +31,8 @@ VERBS = {
     "doctor": "what went wrong in a run, by its record, and what to do about it: sae-lab doctor RUN",
     "cite": "BibTeX of what a run used: sae-lab cite RUN",
     "runs": "list the runs of a folder",
+    "gauge": "what this machine takes for small things, for predict: sae-lab gauge machine.json",
+    "predict": "time, memory and disk of a training, worked out: sae-lab predict topk --d-in 4096 --d-sae 32768",
     "bench": "time this machine: sae-lab bench step|scaling|harvest|training",
     "variants": "list the variants with their papers",
     "ps": "list the runs with their processes",
@@ -41,7 +43,8 @@ VERBS = {
 STUDIES = ("evaluate", "agree", "split", "geometry", "compare", "contexts", "attribute", "steer", "absorption", "probe")
 # which file a verb is in; the others are in `commands`
 ROOM = dict.fromkeys((*STUDIES, "doctor"), "studies") | dict.fromkeys(("explain", "validity"), "words")
-ROOM |= dict.fromkeys(("verify", "convert", "push"), "shelf") | {"cache": "caches"}
+ROOM |= dict.fromkeys(("verify", "convert", "push"), "shelf") | {"cache": "caches", "suite": "suites"}
+ROOM |= dict.fromkeys(("gauge", "predict"), "plans")
 USAGE = "usage: sae-lab VERB [options]; sae-lab VERB --help says more\n\n" + "\n".join(
     f"  {verb:<12}{what}" for verb, what in VERBS.items()
 )

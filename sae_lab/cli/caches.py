@@ -1,24 +1,27 @@
 """The verb for activations that are read once and kept."""
 
-from dataclasses import field
+from dataclasses import asdict, field
 
 import tyro
 from rich.progress import Progress
 
-from ..caching import DTYPES, Cached, caching
+from ..caching import DTYPES, Cached, cache_cost, caching
 from ..knobs import knob
+from ..launcher import REMOTE
 from ..models import load_model
 from . import say
 from .commands import options, parsed
-from .progress import CONSOLE
+from .progress import CONSOLE, note
 
 
 def run_cache(argv: list[str], as_json: bool) -> None:
     """`cache FOLDER --sites L2R --tokens 1000000`: activations on a disk, for `train --cache FOLDER`."""
     more = {
         "folder": (tyro.conf.Positional[str], field()),
+        "plan": (bool, knob(False, help="say what it would take, and read nothing")),
         "verify": (bool, knob(False, help="read all of a cache that is there, and compare every checksum")),
         "model": (str, knob("tiny", help="whose activations: tiny, a folder or a hub name")),
+        "remote": (str | None, knob(None, help=REMOTE)),
         "sites": (tuple[str, ...], knob(("L2R",), help="where in it")),
         "tokens": (int, knob(1_000_000, 1, 10**12, "at least so many; special ones are left out")),
         "stored": (str, knob("float16", choices=tuple(DTYPES), help="in which precision; int8 has a scale per token")),
@@ -34,8 +37,13 @@ def run_cache(argv: list[str], as_json: bool) -> None:
     if given.verify:
         found = Cached(given.folder)
         return say(_told(found), as_json, f"{found!r}\nall {found.verify()} shards are what was written")
-    lm = load_model(given.model, device=given.device, dtype=given.dtype)
+    lm = load_model(given.model, device=given.device, dtype=given.dtype, remote=given.remote or False)
     reading = {"text": given.text, "column": given.column, "seed": given.seed, "context": given.context}
+    cost = cache_cost(lm, given.sites, given.tokens, dtype=given.stored, **reading)
+    if given.plan:
+        return say(asdict(cost) | {"seconds": cost.seconds}, as_json, str(cost))
+    if lm.remote:
+        note(str(cost))
     with Progress(console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
         task = bar.add_task("cache", total=given.tokens)
         for step in caching(lm, given.sites, given.tokens, given.folder, dtype=given.stored, **reading):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import pandas as pd
 import tyro
 
-from .. import suites, sweeps
+from .. import sweeps
 from ..bench import BenchHarvest, BenchScaling, BenchStep, BenchTraining
 from ..citing import cite
 from ..knobs import Knob, hint, knob, knobs
@@ -132,28 +132,6 @@ def _varied(given: Sequence[str], variants: Sequence[str]) -> dict[str, list[Any
             raise ValueError(f"--vary {name} is there twice: give all of its values at once, with commas between.")
         found[name] = rows[name].several(values)
     return found
-
-
-def run_suite(argv: list[str], as_json: bool) -> None:
-    """`suite --variants topk relu --d-sae 256 1024 --seeds 3 ...`: a sweep and its studies."""
-    doc = "Train a sweep, or take the finished one of the folder, and study it: consistency of seeds, splitting of "
-    doc += "widths, absorption, concepts. The same line again goes on where it was cut short."
-    more = {"folder": (str, knob("runs/suite", help="the sweep's folder; in the end it has suite.json"))}
-    more["studied"] = (int, knob(suites.STUDIED, 1000, 10**9, "tokens each study reads of each split it needs"))
-    made = options("SuiteOptions", sweeps.Plan, Job, TrainConfig, doc=doc, hidden=SHARED, **more)
-    given = vars(parsed(made, argv, "suite"))
-    folder, tokens = given.pop("folder"), given.pop("studied")
-    plan = suites.asked(folder, **given).check()
-    try:
-        for _ in watched(sweeps.run_sweep(plan, folder), Path(folder).name):
-            pass
-        for done, total, name in suites.run_studies(plan, folder, tokens):
-            note(f"{Path(folder).name}: {done}/{total} studies, {name}")
-    except KeyboardInterrupt:
-        note(f"Stopped. Go on with: sae-lab suite {shlex.join(argv)}")
-        raise
-    found = suites.Suite.load(folder, tokens)
-    return say(found.to_json(), as_json, f"{found!r}\n\n{Path(folder) / 'suite.json'}")
 
 
 def run_cite(argv: list[str], as_json: bool) -> None:

@@ -41,16 +41,16 @@ def run_evaluate(argv: list[str], as_json: bool) -> None:
     if not given.run or sum([len(given.run) > 1, given.chat, given.by != "all"]) > 1:
         raise ValueError("Give one RUN, alone or with --by position or --chat; or several, to splice in at once.")
     saes = [load_sae(run) for run in given.run]
-    own, dtype = saes[0].origin.get("model", "tiny"), saes[0].origin.get("dtype")
+    own = saes[0].origin.get("model", "tiny")
     if given.chat and not given.model:
         raise ValueError(f"--chat needs the chat model that was made of {own}: --model tiny-chat, for example.")
-    lm, how = load_model(given.model or own, dtype=dtype), {"split": given.split}
+    lm, how = model_of(saes[0], given.model), {"split": given.split}
     how |= {} if given.tokens is None else {"tokens": given.tokens}
     sae, *others = (sae.to(lm.device) for sae in saes)
     if others:
         found = evaluate_together([sae, *others], lm, **how)
     elif given.chat:
-        found = transfer(sae, load_model(own, dtype=dtype), lm, **how)
+        found = transfer(sae, model_of(sae), lm, **how)
     elif given.by == "position":
         found = by_position(sae, lm, length=given.length, **how)
     else:
@@ -82,9 +82,9 @@ def run_compare(argv: list[str], as_json: bool) -> None:
         "trajectory": (bool, knob(False, help="whether to compare the runs' snapshots, too")),
     }
     given = parsed(options("CompareOptions", doc="What SAEs of one site have in common.", **more), argv, "compare")
-    origin = load_sae(given.runs[0]).origin if given.runs else {}
-    name = given.model or origin.get("model")
-    lm = load_model(name, dtype=origin.get("dtype")) if name and given.tokens else None
+    first = load_sae(given.runs[0]) if given.runs else None
+    known = first and (given.model or first.origin.get("model"))
+    lm = model_of(first, given.model) if known and given.tokens else None
     runs, asked = list(given.runs), {"threshold": given.threshold, "trajectory": given.trajectory}
     found = compare(runs, lm, tokens=max(1, given.tokens), **asked)
     say(found.to_json(), as_json, f"{found!r}\n{found.table.to_string(index=False)}")

@@ -132,7 +132,7 @@ def costs(
     lm: LM, ids: Ids, mask: Mask, keep: Mask, edits: Mapping[str, Edits], clean: Logits | None = None
 ) -> tuple[Bool[np.ndarray, "batch seq"], Columns]:
     """(the places that count, cross-entropy and KL there by name) of a text with edits at the kept places."""
-    clean = lm.logits(ids, mask=mask) if clean is None else clean
+    clean = lm.clean(ids, mask) if clean is None else clean
     columns = {}
     for name, edit in edits.items():  # one after the other: logits of a wide vocabulary are large
         out = lm.splice(ids, edit, mask=mask, where=keep, clean=clean)

@@ -88,7 +88,7 @@ def evaluate_together(
     groups = {str(site): {site: sae} for site, sae in at.items()} | {TOGETHER: at}
     sums, numbers = {name: DocSums() for name in groups}, Numbers()
     for block, keep in pages(held_out(lm, text, split, seed, **options), tokens, lm.at_once):
-        clean = lm.logits(block.ids, mask=block.mask)
+        clean = lm.clean(block.ids, block.mask)
         for name, group in groups.items():
             counts, columns = costs(lm, block.ids, block.mask, keep, substitutes(group, keep), clean)
             sums[name].add(numbers(block.doc[counts]), **columns)

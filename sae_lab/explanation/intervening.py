@@ -46,7 +46,7 @@ def intervention(trial: Trial) -> Numbers:
 def strength_of(lm: LM, site: Site, vector: Direction, prompts: list[str], aim: float = FIXED_KL) -> float:
     """How much of a vector moves the predictions on some texts by `aim` nats per token: KL(untouched || steered)."""
     ids, mask = lm.encode(prompts)
-    clean = lm.logits(ids, mask)
+    clean = lm.clean(ids, mask)
 
     def moved(strength: float) -> float:
         found = lm.splice(ids, site.target, lambda x: x + strength * vector.to(x), mask=mask, clean=clean)

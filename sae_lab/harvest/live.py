@@ -101,6 +101,7 @@ class Activations(Stream):
         """JSON that rebuilds the stream: arguments of `activations`, and what identifies model and text."""
         return {
             "model": self.lm.name,
+            **({"remote": True} if self.lm.remote else {}),
             "dtype": str(self.lm.dtype).removeprefix("torch."),
             "sites": [str(s) for s in self.sites],
             "buffer": self.buffer,
@@ -110,6 +111,11 @@ class Activations(Stream):
         }
 
     def _begin(self) -> None:
+        if self.lm.remote:
+            raise ValueError(
+                f"{self.lm.name} is remote: what is read there is kept, so that no token is paid for twice. Fill a "
+                "cache, cache(lm, sites, tokens, folder), and train on Cached(folder)."
+            )
         super()._begin()
         if self._whole:  # whole contexts pass through no ring
             self._ring, self._piece, self._fresh = {}, {}, iter(())
@@ -133,7 +139,7 @@ class Activations(Stream):
 
     def _read_block(self, number: int, row: int = 0) -> Iterator[dict[str, Tensor]]:
         block, before = self.blocks.block(number), 0
-        rows = max(1, self.lm.at_once // block.ids.shape[1])
+        rows = len(block.ids) if self.lm.remote else max(1, self.lm.at_once // block.ids.shape[1])
         for first in range(0, len(block.ids), rows):
             cut = slice(first, first + rows)
             count = int(block.keep[cut].sum())
@@ -147,11 +153,10 @@ class Activations(Stream):
         """Everything that is stored about the tokens that count in some rows of a block."""
         width = int(block.mask[cut].sum(1).max())
         ids, mask, keep = (getattr(block, f)[cut, :width] for f in ("ids", "mask", "keep"))
-        found = dict(self.lm.read(ids, self.stored, mask))
+        rows = dict(self.lm.rows(ids, self.stored, mask, keep))
         if self._grads:
             grads = self.lm.gradients(ids, list(dict.fromkeys(s.target for s in self.sites)), mask=mask)
-            found |= {f"{s}.grad": grads[s.target] for s in self.sites}
-        rows = {name: a[keep.to(a.device)] for name, a in found.items()}
+            rows |= {f"{s}.grad": grads[s.target][keep.to(self.lm.device)] for s in self.sites}
         return rows | {"doc": block.doc[cut, :width][keep], "position": block.position[cut, :width][keep]}
 
 

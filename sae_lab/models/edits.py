@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_lab.models import there
 from sae_lab.shapes import Acts, Direction, Mask
 from sae_lab.sites import Site
 
@@ -68,20 +69,35 @@ def changes(
         where: tokens that may be edited.
         reach: which of a row's tokens an edit is for; None: new tokens alone are read.
     """
+    return {site: _change(edits) for site, edits in _by_site(rows, where, reach).items()}
+
+
+def fixed(
+    rows: Sequence[tuple[Edit, ...]], where: Mask, reach: Callable[[int, Edit], RowMask] | None
+) -> dict[Site, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """As `changes`, in numbers that can be sent: rows, vectors, masks and amounts of each site's edits."""
+    found = {}
+    for site, edits in _by_site(rows, where, reach).items():
+        amounts = torch.tensor([[float(edit.strength)] for _, edit, _ in edits])
+        vectors = torch.stack([edit.vector.detach().float().cpu() for _, edit, _ in edits])
+        masks = torch.stack([mask.cpu() for *_, mask in edits])
+        found[site] = (torch.tensor([row for row, *_ in edits]), vectors, masks, amounts)
+    return found
+
+
+def _by_site(rows: Any, where: Mask, reach: Any) -> dict[Site, list[tuple[int, Edit, RowMask]]]:
     active = [(r, e) for r, row in enumerate(rows) for e in row if reach or e.new]
     masked = [(r, e, where[r] & reach(r, e).to(where.device) if reach else where[r]) for r, e in active]
     sites = {Site(e.site) for _, e in active}
-    return {site: _change([edit for edit in masked if Site(edit[1].site) == site]) for site in sites}
+    return {site: [edit for edit in masked if Site(edit[1].site) == site] for site in sites}
 
 
 def _change(edits: list[tuple[int, Edit, RowMask]]) -> Callable[[Tensor, Tensor], Tensor]:
     def change(x: Tensor, old: Tensor) -> Tensor:
-        rows = torch.tensor([row for row, *_ in edits], device=old.device)
         exact = torch.promote_types(old.dtype, torch.float32)
         vectors = torch.stack([edit.vector.to(old.device, exact) for _, edit, _ in edits])
-        masks = torch.stack([mask for *_, mask in edits]).to(old.device)
-        added = (_amounts(edits, x, vectors)[..., None] * vectors[:, None]).to(old.dtype)
-        return old.clone().index_add_(0, rows, torch.where(masks[..., None], added, 0.0))
+        masks, rows = torch.stack([mask for *_, mask in edits]), torch.tensor([row for row, *_ in edits])
+        return there.added(rows, vectors, masks, _amounts(edits, x, vectors))(x, old)
 
     return change
 

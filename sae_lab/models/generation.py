@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from sae_lab.models.edits import Edit, changes
+from sae_lab.models import there
+from sae_lab.models.edits import Edit, changes, fixed
 from sae_lab.shapes import Mask
 
 
@@ -91,23 +92,34 @@ class Generation:
         return [(self._prompts[p], list(new)) for (p, _, _), new in zip(self.rows, self._new)]
 
     def _run(self, max_new_tokens: int) -> Iterator[Written]:
-        lm, done = self._lm, [False] * len(self.rows)
-        ids, mask = self._padded()
-        cache, special = DynamicCache(config=lm.config), lm.special(ids)
-        draw = _Draw(*self._sampling, rows=self.rows)
-        stops = _stop_ids(lm)
-        real = mask
-        for index in range(max_new_tokens):
-            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            made = changes(self._edits, real & ~special, self._reach if index == 0 else None)
-            newest = draw(lm.step(ids, cache, mask, positions, made)).tolist()
-            newest = [-1 if over else i for i, over in zip(newest, done)]
+        stops, done = _stop_ids(self._lm), [False] * len(self.rows)
+        for index, newest in enumerate(self._tokens(max_new_tokens, stops)):
             done = [over or i in stops for i, over in zip(newest, done)]
             for row, i in zip(self._new, newest):
                 if i >= 0 and i not in stops:
                     row.append(i)
             yield Written(index, newest, list(done), partial(self._so_far, index + 1))
-            if all(done):
+
+    def _tokens(self, count: int, stops: set[int]) -> Iterator[list[int]]:
+        """The newest token of every row, -1 in those that have ended, until all have."""
+        lm, (ids, mask) = self._lm, self._padded()
+        draw, real, special = _Draw(*self._sampling, rows=self.rows), mask, lm.special(ids)
+        if not count:
+            return
+        if lm.remote:  # all of it in one request
+            first, later = (fixed(self._edits, real & ~special, reach) for reach in (self._reach, None))
+            u = torch.stack([draw.numbers() for _ in range(count)])
+            yield from lm.write(ids, mask, first, later, u, (draw.temperature, draw.top_p), sorted(stops))
+            return
+        cache, over = DynamicCache(config=lm.config), [False] * len(self.rows)
+        for index in range(count):
+            positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            made = changes(self._edits, real & ~special, self._reach if index == 0 else None)
+            newest = draw(lm.step(ids, cache, mask, positions, made)).tolist()
+            newest = [-1 if ended else i for i, ended in zip(newest, over)]
+            over = [ended or i in stops for i, ended in zip(newest, over)]
+            yield newest
+            if all(over):
                 return
             ids = torch.tensor(newest, device=lm.device).clamp(min=0)[:, None]
             real, special = torch.ones_like(ids, dtype=torch.bool), lm.special(ids)
@@ -144,20 +156,13 @@ class _Draw:
         self.of_row = torch.tensor([p * n + i for p, _, i in rows])
 
     def __call__(self, logits: Float[Tensor, "rows vocab"]) -> Int[Tensor, " rows"]:
+        return there.drawn(logits, self.numbers(), self.temperature, self.top_p)
+
+    def numbers(self) -> Float[Tensor, " rows"]:
+        """One in [0, 1) for each row; drawn in the order of the tokens."""
         if self.temperature == 0:
-            return logits.argmax(-1)
-        u = torch.rand(int(self.of_row.max()) + 1, generator=self.random)[self.of_row].to(logits.device)[:, None]
-        p = (logits.float() / self.temperature).softmax(-1)
-        if self.top_p == 1:
-            reach = p.cumsum(-1)
-            return torch.searchsorted(reach, u * reach[:, -1:], right=True).clamp(max=p.shape[1] - 1)[:, 0]
-        p, order = p.sort(dim=-1, descending=True, stable=True)
-        total = p.cumsum(-1)
-        kept = torch.where(total - p < self.top_p, p, 0.0)
-        reach = kept.cumsum(-1)
-        place = torch.searchsorted(reach, u * reach[:, -1:], right=True)
-        last = (kept > 0).sum(-1, keepdim=True) - 1
-        return order.gather(1, torch.minimum(place, last))[:, 0]
+            return torch.zeros(len(self.of_row))
+        return torch.rand(int(self.of_row.max()) + 1, generator=self.random)[self.of_row]
 
 
 def _prompt_ids(lm: Any, text: str, room: int) -> list[int]:

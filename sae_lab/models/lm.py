@@ -8,14 +8,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_lab.models import traces
+from sae_lab.models import there, traces
 from sae_lab.models.edits import Edit, changes
 from sae_lab.models.generation import Generation
-from sae_lab.shapes import Acts, Ids, Logits, Mask, PerPlace, Scalar
+from sae_lab.shapes import Acts, Ids, Logits, Mask, PerPlace, Rows, Scalar
 from sae_lab.sites import PARTS, Site
 
 Activations = Float[Tensor, "batch seq d_in"]
@@ -27,14 +26,21 @@ class Splice:
 
     `counts` marks the places that a mean is taken over: the token was replaced (see `where` of `LM.splice`), and what
     follows it is a real token that is not special. `moved` has the squared distance from the clean run, summed over
-    d_model, of the residuals that were asked for.
+    d_model, of the residuals that were asked for. Of a remote model `clean` and `logits` are None: they stay there.
     """
 
     ids: Ids
-    clean: Logits
-    logits: Logits
+    clean: Logits | None
+    logits: Logits | None
     counts: Mask
     moved: dict[Site, PerPlace] = field(default_factory=dict)
+
+    @classmethod
+    def told(cls, ids: Ids, counts: Mask, moved: dict[Site, PerPlace], **numbers: PerPlace) -> "Splice":
+        """One whose logits stayed where the model is, so that its numbers are given."""
+        made = cls(ids, None, None, counts, moved)
+        vars(made).update(numbers)  # what the properties below would keep there
+        return made
 
     @cached_property
     def ce(self) -> PerPlace:
@@ -56,7 +62,9 @@ class LM:
     Calls from several threads take turns.
     """
 
-    def __init__(self, name: str, module: torch.nn.Module, tokenizer: Any):
+    remote = False  # whether the weights are on a server
+
+    def __init__(self, name: str, module: torch.nn.Module, tokenizer: Any, model: Any = None):
         self.name, self.tokenizer, self.module = name, tokenizer, module
         self.config = module.config
         self.d_model: int = self.config.hidden_size
@@ -66,9 +74,9 @@ class LM:
         self.vocab: int = module.get_input_embeddings().weight.shape[0]
         marks = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}  # those of chats, too
         self.special_ids = tuple(sorted(marks | set(tokenizer.all_special_ids)))
-        norm = traces.mlp_norm(module.model.layers[0])
+        norm = there.mlp_norm(module.model.layers[0])
         self._eps: float = getattr(norm, "variance_epsilon", None) or norm.eps
-        self._model = traces.wrap(module, tokenizer)
+        self._model = model or traces.wrap(module, tokenizer)
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -138,14 +146,22 @@ class LM:
         wanted = [self._site(s) for s in ([sites] if isinstance(sites, str) else sites)]
         ids = self._checked(ids, mask)
         with self._lock:
-            found = traces.read(self._model, ids, set(wanted), self._eps)
-        return {s: found[s] for s in wanted}
+            found = traces.read(self._model, ids, set(wanted), self._eps, **self._sending())
+        return {s: found[str(s)] for s in wanted}
+
+    def rows(self, ids: Ids, sites: Iterable[str], mask: Mask, keep: Mask) -> dict[Site, Rows]:
+        """As `read`, of the places in `keep` alone."""
+        return {s: a[keep.to(a.device)] for s, a in self.read(ids, sites, mask).items()}
+
+    def clean(self, ids: Ids, mask: Mask | None = None) -> Logits | None:
+        """The `logits` for several splices of one text to share; None where logits do not leave the model's place."""
+        return self.logits(ids, mask)
 
     def logits(self, ids: Ids, mask: Mask | None = None) -> Logits:
         """The model's own predictions."""
         ids = self._checked(ids, mask)
         with self._lock:
-            return traces.run(self._model, ids, {}, self._eps)[0]
+            return traces.run(self._model, ids, {}, self._eps, **self._sending())[0]
 
     def splice(
         self,
@@ -172,6 +188,18 @@ class LM:
             ValueError: as `read`; two splices that write the same place; a `fn` that changes the shape; a `moved` that
                 is no residual behind all of them.
         """
+        edits, behind = self._splices(sites, fn, moved)
+        ids, real, where = self._places(ids, mask, where)
+        changes, before = {s: _replace(s, f, where) for s, f in edits.items()}, {}
+        with self._lock:
+            if clean is None or behind:
+                clean, before = traces.run(self._model, ids, {}, self._eps, residuals=behind)
+            logits, after = traces.run(self._model, ids, changes, self._eps, grad, behind)
+        far = {s: (after[s].float() - before[s].float()).square().sum(-1) for s in behind}
+        return Splice(ids, clean, logits, where & self._predicts(ids, real), far)
+
+    def _splices(self, sites: Any, fn: Any, moved: Iterable[str]) -> tuple[dict[Site, Any], list[Site]]:
+        """(what is spliced where, the residuals behind all of them that are compared)."""
         edits = {self._site(s): f for s, f in ({sites: fn} if isinstance(sites, str) else sites).items()}
         if len({s.target for s in edits}) < len(edits):
             raise ValueError(
@@ -180,16 +208,13 @@ class LM:
         last, behind = max(s.target.order for s in edits), sorted(map(self._site, moved), key=lambda s: s.order)
         if any(s.part != "R" or s.order <= last for s in behind):
             raise ValueError(f"moved={behind}: only residuals behind {', '.join(edits)} move.")
+        return edits, behind
+
+    def _places(self, ids: Ids, mask: Mask | None, where: Mask | None) -> tuple[Ids, Mask, Mask]:
+        """Ids that are fit to be read, which of them are real, and where a splice replaces."""
         ids = self._checked(ids, mask)
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
-        where = real & ~self.special(ids) if where is None else where.to(ids.device)
-        changes, before = {s: _replace(s, f, where) for s, f in edits.items()}, {}
-        with self._lock:
-            if clean is None or behind:
-                clean, before = traces.run(self._model, ids, {}, self._eps, residuals=behind)
-            logits, after = traces.run(self._model, ids, changes, self._eps, grad, behind)
-        far = {s: (after[s].float() - before[s].float()).square().sum(-1) for s in behind}
-        return Splice(ids, clean, logits, where & self._predicts(ids, real), far)
+        return ids, real, real & ~self.special(ids) if where is None else where.to(ids.device)
 
     def gradients(
         self,
@@ -213,7 +238,12 @@ class LM:
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
         measure = self._measure(of, ids, real, at)
         with self._lock:
-            found = traces.gradients(self._model, ids, set(wanted), measure, self._norm_weight)
+            found = traces.gradients(self._model, ids, set(wanted), measure, **self._sending())
+        if found is None:
+            raise RuntimeError(
+                f"{self.name} is run without an autograd graph where it is: gradients need a model that is loaded "
+                "here, or a server that runs requests in the model's own process."
+            )
         return found[wanted[0]] if isinstance(sites, str) else {s: found[s] for s in wanted}
 
     def generate(
@@ -256,9 +286,9 @@ class LM:
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
         ends = real.sum(1).tolist() if ends is None else ends
         reach = lambda row, edit: edit.reaches(ids.shape[1], ends[row])  # noqa: E731
-        made = changes(self._fitting(map(tuple, edits)), real & ~self.special(ids), reach)
+        made = self._changes(self._fitting(map(tuple, edits)), real & ~self.special(ids), reach)
         with self._lock:
-            return traces.run(self._model, ids, made, self._eps)[0]
+            return traces.run(self._model, ids, made, self._eps, **self._sending())[0]
 
     @torch.no_grad()
     def logit_lens(self, vectors: Float[Tensor, "rows d_in"], site: str) -> Float[Tensor, "rows vocab"]:
@@ -331,36 +361,30 @@ class LM:
         if callable(of):
             return of
         if of == "ce":
-            places = self._predicts(ids, real)
-            return lambda logits: ce(logits, ids)[places].sum()
+            return there.ce_at(ids, self._predicts(ids, real))
         pair = (of,) if isinstance(of, int) else of
         if not isinstance(pair, tuple) or not all(isinstance(i, int) and 0 <= i < self.vocab for i in pair):
             raise ValueError(
                 f"of={of!r} is unknown. Write 'ce', a token id, two ids (first less second) or a function of logits."
             )
-        rows = torch.arange(len(ids), device=ids.device)
-        last = real.sum(1) - 1 if at is None else at.to(ids.device)
-        signs = (1.0, -1.0)
-        return lambda logits: sum(sign * logits[rows, last, i].float().sum() for sign, i in zip(signs, pair))
+        return there.logit_at(real.sum(1) - 1 if at is None else at.to(ids.device), pair)
 
-    def _norm_weight(self, layer: int) -> Tensor:
-        norm = traces.mlp_norm(self.module.model.layers[layer])
-        return 1.0 + norm.weight if type(norm).__name__.startswith("Gemma") else norm.weight
+    def _changes(self, rows: Sequence[tuple[Edit, ...]], where: Mask, reach: Callable) -> dict[Site, Callable]:
+        return changes(rows, where, reach)
+
+    def _sending(self) -> dict[str, Any]:
+        """Where a trace is run, and in which precision what it found is sent: here, as it is."""
+        return {}
 
 
 def ce(logits: Logits, ids: Ids) -> PerPlace:
     """Cross-entropy in nats of the token that follows each place; 0 at a row's last place."""
-    one = [F.cross_entropy(row[:-1].float(), nxt[1:], reduction="none") for row, nxt in zip(logits, ids)]
-    return F.pad(torch.stack(one), (0, 1))
+    return there.ce(logits, ids)
 
 
 def kl(clean: Logits, spliced: Logits) -> PerPlace:
     """KL(clean || spliced) in nats at each place."""
-    rows = []
-    for p, q in zip(clean, spliced):  # a row at a time: vocabularies are wide
-        p, q = p.float().log_softmax(-1), q.float().log_softmax(-1)
-        rows.append((p.exp() * (p - q)).sum(-1))
-    return torch.stack(rows)
+    return there.kl(clean, spliced)
 
 
 def _replace(site: Site, fn: Callable[[Acts], Acts], where: Mask) -> traces.Change:

@@ -10,10 +10,15 @@ from typing import Any
 import torch
 from huggingface_hub.utils import enable_progress_bars
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
+from sae_lab import tiny
+from sae_lab.arithmetic import Figures
+from sae_lab.models import traces
 from sae_lab.models.lm import LM
+from sae_lab.models.remote import RemoteLM
+from sae_lab.models.server import Server
 
 EMBEDDED = ("tiny", "tiny-chat")
 UNTRAINED = "untrained:"
@@ -21,7 +26,15 @@ FAMILY = "Llama, Mistral, Qwen2, Qwen3, Gemma, Phi-3"
 _PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp.down_proj")  # of every layer
 
 
-def load_model(name: str | Path, device: str | None = None, dtype: Any = None) -> LM:
+def load_model(
+    name: str | Path,
+    device: str | None = None,
+    dtype: Any = None,
+    *,
+    remote: bool | str | Server = False,
+    files: str | Path | None = None,
+    revision: str | None = None,
+) -> LM:
     """A language model by name: "tiny", "tiny-chat", a folder in Hugging Face's layout, or a hub name.
 
     "untrained:NAME" is the model of that name with weights as training would begin with them: the control that shows
@@ -30,21 +43,31 @@ def load_model(name: str | Path, device: str | None = None, dtype: Any = None) -
     `device` is a CUDA device where there is one, else the CPU. `dtype` ("bfloat16", torch.float16 ...) is float32 on a
     CPU and the stored one elsewhere.
 
+    With `remote` the weights stay on NDIF, or on the server at that address, or on a `Server` with its own deadline;
+    config and tokenizer alone are read. Then `device` has no say, and `dtype` is what activations are sent in, bfloat16
+    by default. The key is NDIF_API_KEY of the environment.
+
+    Args:
+        files: a folder with config and tokenizer of a remote model that no hub has under its name.
+        revision: of a remote model; None: as the server has it.
+
     Raises:
         FileNotFoundError: no such model, or its weights are not here and cannot be fetched.
         ValueError: the files are damaged, the architecture is not of the Llama family, or `dtype` is unknown.
     """
+    if remote:
+        return _remote(str(name), dtype, remote, str(files or name), revision)
+    if files or revision:
+        raise ValueError(
+            f"files={files!r}, revision={revision!r} are for remote=True; here give the folder as the name."
+        )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = _dtype(dtype, device)
     if str(name).startswith(UNTRAINED):
         lm = load_model(str(name).removeprefix(UNTRAINED), str(device), dtype)
         return LM(str(name), _forgetful(lm.module), lm.tokenizer)
     if str(name) in EMBEDDED:
-        from sae_lab import tiny
-
-        tiny.folder(str(name))  # says itself what to do where there are no weights
-        module, tokenizer = _ask(name, lambda: tiny.load(str(name)))
-        return LM(str(name), module.to(device, torch.bfloat16 if kind == "auto" else kind), tokenizer)
+        return _embedded(str(name), device, torch.bfloat16 if kind == "auto" else kind)
     source = _source(str(name))
     with _quiet(source):
         config = _ask(name, lambda: AutoConfig.from_pretrained(source))
@@ -52,6 +75,41 @@ def load_model(name: str | Path, device: str | None = None, dtype: Any = None) -
         tokenizer = _ask(name, lambda: AutoTokenizer.from_pretrained(source))
         module = _weights(name, source, kind)
     return LM(str(name), module.to(device), tokenizer)
+
+
+def _embedded(name: str, device: torch.device, kind: torch.dtype) -> LM:
+    tiny.folder(name)  # says itself what to do where there are no weights
+    module, tokenizer = _ask(name, lambda: tiny.load(name))
+    return LM(name, module.to(device, kind), tokenizer)
+
+
+def _remote(name: str, dtype: Any, remote: bool | str | Server, files: str, revision: str | None) -> LM:
+    """A model on a server, from its config and tokenizer alone."""
+    if name in EMBEDDED or name.startswith(UNTRAINED):
+        raise ValueError(f"{name!r} is no model that a server has: leave out remote=, it is loaded here.")
+    server = remote if isinstance(remote, Server) else Server(remote if isinstance(remote, str) else None)
+    source = _source(files)
+    with _quiet(source):
+        _check_family(name, _ask(name, lambda: AutoConfig.from_pretrained(source, revision=revision)))
+        tokenizer = _ask(name, lambda: AutoTokenizer.from_pretrained(source, revision=revision))
+        model = _ask(name, lambda: traces.outline(source, tokenizer, revision))
+        with contextlib.suppress(OSError):  # not every model has one
+            model._module.generation_config = GenerationConfig.from_pretrained(source, revision=revision)
+    return RemoteLM(name, model, tokenizer, server, _dtype(dtype or torch.bfloat16, torch.device("cpu")), revision)
+
+
+def figures(name: str | Path) -> Figures:
+    """A model's widths, from its config alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_model`.
+    """
+    bare = str(name).removeprefix(UNTRAINED)
+    source = str(tiny.folder(bare)) if bare in EMBEDDED else _source(bare)
+    with _quiet(source):
+        config = _ask(name, lambda: AutoConfig.from_pretrained(source))
+    _check_family(name, config)
+    return Figures.of(config)
 
 
 def _forgetful(module: torch.nn.Module) -> torch.nn.Module:

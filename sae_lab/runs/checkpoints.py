@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,12 +38,15 @@ class Checkpoints:
         """Steps with a checkpoint, newest first, unchecked."""
         return sorted((int(p.name) for p in self.folder.glob("[0-9]*") if p.name.isdigit()), reverse=True)
 
-    def save(self, point: Checkpoint) -> None:
-        """Raises:
-        DiskFull: and nothing has changed.
+    def save(self, point: Checkpoint, more: Callable[[Path], dict[str, str]] | None = None) -> None:
+        """Writes a checkpoint; `more` writes further files into its folder, and says their sha256.
+
+        Raises:
+            DiskFull: and nothing has changed.
         """
         with whole_folder(self._at(point.step)) as new:
             sums = {f"{n}.safetensors": write_tensors(new / f"{n}.safetensors", t) for n, t in point.files.items()}
+            sums |= more(new) if more else {}
             sums["state.json"] = write(new / "state.json", json.dumps(point.state, indent=1).encode())
             write(new / "manifest.json", json.dumps({"step": point.step, "sha256": sums}, indent=1).encode())
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WANTED = ("run", "pause", "stop", "save")
-MAY_DIFFER = ("about", "cwd", "train.log_every", "train.checkpoint")  # none of them moves a weight
+MAY_DIFFER = ("about", "cwd", "memory", "devices", "train.log_every", "train.checkpoint")  # none moves a weight
 UNFINISHED = ("starting", "running", "paused", "evaluating")
 
 

@@ -110,6 +110,7 @@ class SAE(nn.Module, ABC):
     # each token ("topk"; "priced topk": by value times decoder norm; "grouptop": one of each group), those over
     # `threshold`, or a "gate" with r_mag and b_mag. None: by a rule of its own, so that only we can write it.
     fires: ClassVar[str | None] = None
+    in_slices: ClassVar[bool] = False  # whether its latents may be on several devices: `training.slices`
     alone: ClassVar[bool] = False  # whether a latent fires by its own numbers, whatever the others do
 
     @dataclass(frozen=True)
@@ -242,14 +243,20 @@ class SAE(nn.Module, ABC):
         """
         if not self.alone:
             raise ValueError(f"Latents of {self.name} fire or not by what the others do: encode with all of them.")
-        few, d_sae = copy(self), self.cfg.d_sae
+        few = copy(self)
         few.cfg = replace(self.cfg, choose_in="float32")
         few._parameters, few._buffers = dict(self._parameters), dict(self._buffers)
-        for kept in (few._parameters, few._buffers):
-            for name, numbers in kept.items():
-                if numbers is not None and numbers.shape[:1] == (d_sae,) and name not in ("b_dec", "W_skip"):
-                    kept[name] = numbers.detach()[list(latents)]
+        for name in self.per_latent:
+            kept = few._parameters if name in few._parameters else few._buffers
+            kept[name] = kept[name].detach()[list(latents)]
         return few
+
+    @property
+    def per_latent(self) -> list[str]:
+        """Names of the parameters and buffers that have a row, or a number, for each latent."""
+        known = {**self._parameters, **self._buffers}
+        some = {n: t for n, t in known.items() if t is not None and n not in ("b_dec", "W_skip")}
+        return [name for name, t in some.items() if t.shape[:1] == self.W_enc.shape[:1]]
 
     def decode(self, z: Latents) -> Acts:
         """What the latents give, and b_dec; where tokens are scaled one by one, without that scale."""
@@ -301,7 +308,7 @@ class SAE(nn.Module, ABC):
             return
         x = x if self.centre is None else x - self.centre
         over = len(x) - max(1, round(len(x) * self.starting_l0 / self.cfg.d_sae))
-        for some in torch.arange(self.cfg.d_sae, device=x.device).split(PIECE):
+        for some in torch.arange(len(self.W_enc), device=x.device).split(PIECE):
             self.b_enc[some] = -(x @ self.W_enc[some].T).kthvalue(max(1, over), dim=0).values
 
     def after_step(self) -> Tensor | None:

@@ -21,6 +21,7 @@ class BatchTopK(SAE, name="batchtopk"):
 
     paper = "Bussmann et al. 2024, arXiv:2412.06410"
     fires = "threshold"
+    in_slices = True
     recipe = Recipe(lr=3e-4, betas=(0.9, 0.99))
     alone = True
     in_units = (*SAE.in_units, "threshold")

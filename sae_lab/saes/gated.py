@@ -23,6 +23,7 @@ class Gated(SAE, name="gated"):
 
     paper = "Rajamanoharan et al. 2024, arXiv:2404.16014"
     fires = "gate"
+    in_slices = True
     recipe = Recipe(lr=3e-4, betas=(0.0, 0.999), warmup=0.01, decay=0.0, sparsity_warmup=0.05, clip=0.0)
     alone = True
     in_units = (*SAE.in_units, "b_mag")

@@ -7,7 +7,7 @@ import torch
 
 from ..knobs import knob
 from ..shapes import Acts, Rows, Scalar
-from ..sparse import Latents, PreActs, Support, encode, topk
+from ..sparse import Latents, PreActs, Support, encode, token_mean, topk
 from .base import SAE, Batch, Objective, Recipe
 from .losses import dead_error, energy, geometric_median, power
 
@@ -24,6 +24,7 @@ class Gradient(SAE, name="gradient"):
 
     paper = "Olmo et al. 2024, arXiv:2411.10397 (interpretation)"
     fires = "topk"
+    in_slices = True
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
     needs = frozenset({"grad"})
     in_units = (*SAE.in_units, "per_grad")
@@ -82,7 +83,7 @@ class Gradient(SAE, name="gradient"):
         """One over what |<d, g>| is on average for a random direction d."""
         if not self.cfg.normalize:
             return self.per_grad.fill_(1.0)
-        size = grad.norm(dim=1).mean() * sqrt(2 / (pi * grad.shape[1]))
+        size = token_mean(grad.norm(dim=1)) * sqrt(2 / (pi * grad.shape[1]))
         per_grad = torch.where(size > 0, 1 / size, 0)
         followed = self.per_grad.lerp(per_grad.to(self.per_grad), 1 - self.cfg.momentum)
         self.per_grad.copy_(torch.where(self.per_grad == 0, per_grad, followed))

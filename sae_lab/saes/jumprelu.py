@@ -11,7 +11,7 @@ from ..knobs import knob
 from ..shapes import Acts, PerLatent, Scalar
 from ..sparse import Latents
 from .base import SAE, Batch, Objective, Recipe
-from .losses import mse, ramp
+from .losses import mse, per_token, ramp
 
 HELD = 0.04  # of log(L0 / target_l0), a step: what 1,000 steps have by the controller's integral
 MOST = 2e-3  # of that, a step: several times what the optimiser does
@@ -33,6 +33,7 @@ class JumpReLU(SAE, name="jumprelu"):
 
     paper = "Rajamanoharan et al. 2024, arXiv:2407.14435"
     fires = "threshold"
+    in_slices = True
     recipe = Recipe(lr=7e-5, betas=(0.0, 0.999), warmup=0.01, decay=0.0, sparsity_warmup=0.1, clip=0.0)
     alone = True
     in_log_units = ("log_threshold",)
@@ -88,7 +89,7 @@ class JumpReLU(SAE, name="jumprelu"):
         over = _Step.apply(v.value, at, cfg.bandwidth)
         z = v.to(v.value * over.detach() + at.detach() * (over - over.detach()))
         x_hat = self.reconstruct(z, batch.x)
-        l0 = over.sum() / len(batch.x)
+        l0 = per_token(over, len(batch.x))
         if cfg.target_weight is None:
             penalty = self.charge(cfg.l0_weight * l0, z, batch)
         else:

@@ -7,7 +7,7 @@ import torch
 
 from ..knobs import knob
 from ..shapes import Acts, Part, Rows, Scalar
-from ..sparse import Latents, PreActs, Support, topk
+from ..sparse import Latents, PreActs, Support, token_mean, topk
 from .base import SAE, Batch, Objective, Recipe
 from .select import annealed, batch_threshold
 
@@ -23,6 +23,7 @@ class LlamaScope(SAE, name="llama_scope"):
     """
 
     paper = "He et al. 2024, arXiv:2410.20526"
+    in_slices = True
     recipe = Recipe(lr=8e-4, betas=(0.9, 0.9999), warmup=0.0128, clip=1e-3, unit_norm=False, scaling="sqrt_d")
     in_units = (*SAE.in_units, "threshold")
 
@@ -108,5 +109,5 @@ class LlamaScope(SAE, name="llama_scope"):
 
 def relative_error(x_hat: Rows, target: Rows) -> Scalar:
     """Mean over tokens and d_in of the squared error, each token's over its distance (not squared) from the mean."""
-    spread = (target - target.mean(0)).square().sum(1).clamp(min=1e-8).sqrt()
-    return ((x_hat - target).square().mean(1) / spread).mean()
+    spread = (target - token_mean(target)).square().sum(1).clamp(min=1e-8).sqrt()
+    return token_mean((x_hat - target).square().mean(1) / spread)

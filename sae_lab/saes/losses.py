@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..shapes import Direction, LatentMask, PerLatent, Rows, Scalar, Weights
-from ..sparse import Latents, PreActs, corner, decode, topk
+from ..sparse import Latents, PreActs, corner, decode, mesh, token_mean, tokens, topk, total
 
 
 class _Energy(torch.autograd.Function):
@@ -13,12 +13,13 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
+        ctx.tok = tokens(len(x))
         return _squares(x)
 
     @staticmethod
     def backward(ctx, g):
         (x,) = ctx.saved_tensors
-        return x * (2 / len(x) * g)
+        return x * (2 / ctx.tok * g)
 
 
 def energy(x: Rows) -> Scalar:
@@ -33,7 +34,12 @@ def mse(x_hat: Rows, target: Rows) -> Scalar:
 
 def l1(z: Latents, price: Tensor | float = 1.0) -> Scalar:
     """Sum of the latents' absolute values, each times its price (a number per nonzero), averaged over tokens."""
-    return (z.value.abs() * price).sum() / z.support.tok
+    return per_token(z.value.abs() * price, z.support.tok)
+
+
+def per_token(value: Tensor, tok: int) -> Scalar:
+    """The sum of what nonzeros count for, averaged over tokens, of which `tok` are here."""
+    return total(value.sum(), "all") / tokens(tok)
 
 
 def dead_error(pre: PreActs, W_dec: Weights, residual: Rows, dead: LatentMask, k: int) -> Scalar:
@@ -42,10 +48,10 @@ def dead_error(pre: PreActs, W_dec: Weights, residual: Rows, dead: LatentMask, k
     Gradient reaches the dead latents only: the residual is a constant and no bias takes part.
     """
     residual = residual.detach()
-    k = min(k, int(dead.sum()))
+    k = min(k, int(total(dead.sum(), "latents")))
     if k == 0:
         return residual.new_zeros(())
-    explained = corner(pre, W_dec, dead, k)
+    explained = corner(pre, W_dec, dead, k) if mesh() is None else None
     if explained is None:
         explained = decode(pre.keep(pre.choose(topk, k, among=dead)).relu(), W_dec)
     return energy(explained.reshape(residual.shape) - residual)
@@ -66,13 +72,13 @@ def shortfall_error(pre: PreActs, W_dec: Weights, residual: Rows, short: PerLate
 @torch.no_grad()
 def power(x: Rows) -> Scalar:
     """Squared distance from the batch's mean, summed over `d_in`, averaged over tokens."""
-    return _squares(x - x.mean(0))
+    return _squares(x - token_mean(x))
 
 
 def _squares(x: Tensor) -> Tensor:
     """Rows are added in float64 one after another: the same whatever the number of threads."""
     rows = x.norm(dim=1).double().square()
-    return (torch.cat([rows.new_zeros(1), rows]).cumsum(0)[-1] / len(x)).to(x.dtype)
+    return (total(torch.cat([rows.new_zeros(1), rows]).cumsum(0)[-1], "data") / tokens(len(x))).to(x.dtype)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ class Matryoshka(SAE, name="matryoshka"):
 
     paper = "Bussmann et al. 2025, arXiv:2503.17547"
     fires = "threshold"
+    in_slices = True
     recipe = Recipe(lr=3e-4, betas=(0.9, 0.99))
     alone = True
     in_units = (*SAE.in_units, "threshold")

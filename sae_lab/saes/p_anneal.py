@@ -8,7 +8,7 @@ from ..knobs import knob
 from ..shapes import Acts, Scalar
 from ..sparse import Latents
 from .base import SAE, Batch, Objective, Recipe
-from .losses import mse
+from .losses import mse, per_token
 
 
 class PAnneal(SAE, name="p_anneal"):
@@ -22,6 +22,7 @@ class PAnneal(SAE, name="p_anneal"):
 
     paper = "Karvonen et al. 2024, arXiv:2408.00113"
     fires = "positive"
+    in_slices = True
     recipe = Recipe(lr=1e-3, sparsity_warmup=0.05, scaling="sqrt_d")
     alone = True
 
@@ -80,4 +81,4 @@ class PAnneal(SAE, name="p_anneal"):
 
 def lpp(z: Latents, p: float) -> Scalar:
     """Sum of the latents' values to the power of p, averaged over tokens."""
-    return z.value.pow(p).sum() / z.support.tok
+    return per_token(z.value.pow(p), z.support.tok)

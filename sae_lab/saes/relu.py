@@ -16,6 +16,7 @@ class ReLU(SAE, name="relu"):
 
     paper = "Conerly et al. 2024, Circuits Updates April 2024 (transformer-circuits.pub); ReLU SAEs: arXiv:2309.08600"
     fires = "positive"
+    in_slices = True
     recipe = Recipe(lr=5e-5, warmup=0.0, sparsity_warmup=0.05, unit_norm=False, scaling="sqrt_d")
     alone = True
 

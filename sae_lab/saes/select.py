@@ -6,7 +6,7 @@ from math import ceil
 import torch
 
 from ..shapes import LatentInts, PerLatent
-from ..sparse import Latents, PreActs, batch_topk, column_topk
+from ..sparse import Latents, PreActs, batch_topk, column_topk, mesh
 
 
 def annealed(first: int, k: int, share: float, progress: float) -> int:
@@ -28,7 +28,8 @@ def batch_threshold(pres: Iterable[PreActs], k: float | int) -> float:
         tok += pre.tok
     if not tok:
         raise ValueError("calibrate() got no activations: give it fresh training rows.")
-    value, n = torch.cat(values).relu().sort(descending=True).values, round(k * tok)
+    found = torch.cat(values) if (m := mesh()) is None else m.joined(torch.cat(values), "latents")
+    value, n = found.relu().sort(descending=True).values, round(k * tok)
     if n >= len(value):
         return 0.0
     return ((value[n - 1] + value[n]) / 2).item()
@@ -110,5 +111,7 @@ def follow(threshold: torch.Tensor, z: Latents, momentum: float) -> None:
         least.scatter_reduce_(0, z.support.latent.long(), value, "amin")
     elif len(value):
         least = value.min()
+    if (m := mesh()) is not None and not threshold.dim():
+        least = m.reduced(least.clone(), "all", torch.distributed.ReduceOp.MIN)
     moved = torch.where(threshold == 0, least, threshold.lerp(least, 1 - momentum))
     threshold.copy_(torch.where(least < torch.inf, moved, threshold))

@@ -21,6 +21,7 @@ class TopK(SAE, name="topk"):
 
     paper = "Gao et al. 2024, arXiv:2406.04093"
     fires = "topk"
+    in_slices = True
     recipe = Recipe(lr=lambda d_sae: 2e-4 / sqrt(d_sae / 2**14), eps=6.25e-10)
 
     @dataclass(frozen=True)

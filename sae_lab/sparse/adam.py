@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .backends import backend_of
+from .mesh import total
 
 
 class Adam:
@@ -37,10 +38,19 @@ class Adam:
         self.v = {name: torch.zeros_like(p, requires_grad=False) for name, p in self.params.items()}
 
     @torch.no_grad()
-    def grad_norm(self) -> float:
-        """Euclidean norm of all gradients together; each row summed on its own, then the rows in order."""
-        rows = [_rows(p.grad).norm(dim=1).double() for p in self.params.values() if p.grad is not None]
-        return torch.cat(rows).square().cumsum(0)[-1].sqrt().item() if rows else 0.0
+    def grad_norm(self, sliced: Iterable[str] = ()) -> float:
+        """Euclidean norm of all gradients together; each row summed on its own, then the rows in order.
+
+        Args:
+            sliced: parameters of which other processes of the mesh have other rows.
+        """
+        rows = {n: _rows(p.grad).norm(dim=1).double().square() for n, p in self.params.items() if p.grad is not None}
+        there = [row for name, row in rows.items() if name in sliced]
+        here = [row for name, row in rows.items() if name not in sliced]
+        squares = torch.cat(here).cumsum(0)[-1] if here else torch.zeros(())
+        if there:
+            squares = squares + total(torch.cat(there).sum(), "latents").to(squares)
+        return squares.sqrt().item()
 
     @torch.no_grad()
     def step(self, scale: float = 1.0) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..shapes import Acts, LatentMask, PerLatent, Places, Rows, Scalar, Starts, Values, Weights
 from .backends import backend_of
+from .mesh import mesh, tokens, total
 from .scratch import scratch
 
 # share of (tokens x touched latents) that fires, measured: for W that fits a cache; for larger
@@ -89,6 +90,9 @@ class Support:
         """
         if not bounds or bounds[-1] != self.d_sae or list(bounds) != sorted(set(bounds)):
             raise ValueError(f"bounds={list(bounds)} must ascend and end with d_sae={self.d_sae}.")
+        return self._cut_at(bounds)
+
+    def _cut_at(self, bounds: Sequence[int]) -> "Support":
         key = self.token * self.d_sae + self.latent
         first = torch.arange(self.tok, device=key.device)[:, None] * self.d_sae
         ends = first + torch.tensor(list(bounds), device=key.device)
@@ -234,7 +238,11 @@ class Latents:
 
     def split(self, bounds: Sequence[int]) -> "Latents":
         """Each token's latents as one row per prefix of the dictionary: rows (token, level)."""
-        return Latents(self.value, self.support.split(bounds), (*self.lead, len(bounds)))
+        devices = mesh()
+        if devices is None:
+            return Latents(self.value, self.support.split(bounds), (*self.lead, len(bounds)))
+        here = devices.local(list(bounds), self.support.d_sae)  # some prefixes may end outside of this slice
+        return Latents(self.value, self.support._cut_at(here), (*self.lead, len(bounds)))
 
     def dense(self) -> Acts:
         """All [.., d_sae] numbers, for looking at; an objective never needs them."""
@@ -245,16 +253,16 @@ class Latents:
     @property
     def l0(self) -> Scalar:
         """Latents that fire per token, mean; a tensor, so that nobody waits for a device."""
-        return (self.value != 0).sum() / max(1, self.support.tok)
+        return total((self.value != 0).sum(), "all") / max(1, tokens(self.support.tok))
 
     @property
     def fired(self) -> LatentMask:
         """Latents that fire anywhere in the batch."""
         out = torch.zeros(self.support.d_sae, dtype=torch.bool, device=self.value.device)
         out[self.support.latent[self.value != 0]] = True
-        return out
+        return out if (m := mesh()) is None else m.reduced(out.int(), "data") > 0
 
 
 def decode(z: Latents, W_dec: Weights) -> Acts:
     """z @ W_dec; gradient to the values and to W_dec."""
-    return _Decode.apply(z.value, W_dec, z.support).view(*z.lead, W_dec.shape[1])
+    return total(_Decode.apply(z.value, W_dec, z.support), "latents").view(*z.lead, W_dec.shape[1])

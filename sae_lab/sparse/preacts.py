@@ -14,7 +14,9 @@ from .choose import Above, Chunks, Rule, above
 from .coarse import WIDEST, Coarse, Codes, Numbers, available, blurred
 from .latents import Latents, Support, combined, dots, latent_sums, latent_totals, sums
 from .look import Look, Score, ScoreAt
+from .mesh import Mesh, mesh
 from .scratch import scratch
+from .together import choose_together
 
 CHUNK_BYTES = 2**24  # of scores that exist at a time
 FEWEST = 64  # tokens in a chunk at least: below, the weights are read too often
@@ -30,18 +32,19 @@ class _Keep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W_enc, b_enc, centre, centred, support, value):
         ctx.save_for_backward(centred, W_enc)
-        ctx.support = support
+        ctx.support, ctx.mesh = support, mesh()
         return value
 
     @staticmethod
     def backward(ctx, q):
         (centred, W), s, (x, W_enc, b_enc, centre, *_) = ctx.saved_tensors, ctx.support, ctx.needs_input_grad
         per_latent = latent_totals(s, q) if b_enc or centre else None
+        whole = (lambda g: g) if ctx.mesh is None else (lambda g: ctx.mesh.reduced(g, "latents"))
         return (
-            sums(s, q, W) if x else None,
+            whole(sums(s, q, W)) if x else None,
             latent_sums(s, q, centred) if W_enc else None,
             per_latent if b_enc else None,
-            -combined(per_latent, W) if centre else None,  # every token pays the same: d_sae numbers stand for all
+            whole(-combined(per_latent, W)) if centre else None,  # every token pays the same: d_sae numbers for all
             None,
             None,
             None,
@@ -109,6 +112,27 @@ class PreActs:
         if among is not None and score is None:
             index = self._again if among is self.again else _places(among)
         look = Look(index, among, price, boost, score, score_at, signed)
+        devices = mesh()
+        if devices is not None and devices.size("all") > 1 and not isinstance(rule, Above):
+            return self._choose_together(devices, rule, amount, look)
+        return self._choose(rule, amount, look)
+
+    def _choose_together(self, devices: Mesh, rule: Rule, amount: Any, look: Look) -> Support:
+        def offer(n: int) -> tuple[Support, Values]:
+            if look.index is not None and not len(look.index):  # none of the latents here may be chosen
+                nowhere = self.centred.new_zeros(0)
+                return Support(nowhere.int(), torch.zeros(self.tok + 1, dtype=torch.long), self.d_sae), nowhere
+            s = self._choose(rule, n, look)
+            return s, self._score_at(s, self.values(s), look)
+
+        s, keep = choose_together(devices, rule, amount, offer)
+        out = Support(s.latent, s.start, s.d_sae, score=self.values(s)).subset(keep)
+        self.found[out] = out.score
+        return out
+
+    def _choose(self, rule: Rule, amount: Any, look: Look) -> Support:
+        """The choice among the latents here, for the tokens here."""
+        index = look.index
         part = amount if index is None else rule.within(amount, index)
         chunks = Chunks(
             self.tok,
@@ -119,7 +143,7 @@ class PreActs:
         floored = isinstance(rule, Above)
         exact = exact or (floored and not look.plain)  # no margin is known for a floor on a score
         raised = not exact and floored and self.coarse == torch.int8  # numbers come with their margin
-        exact = exact or (raised and signed)  # it is one-sided
+        exact = exact or (raised and look.signed)  # it is one-sided
         if not exact:
             generous = part if raised else rule.generous(part, lambda floor: self._margin(floor, index))
             eight = self.coarse == torch.int8 and not self._known(torch.int8, index, raised)

@@ -14,7 +14,7 @@ from ..intervals import Estimate, plain_json
 from ..launcher import Launched
 from ..report import Section
 from ..runs import Run
-from .plan import Asked, Plan
+from .plan import Asked, Plan, passes
 
 NUMBERS = ("l0", "alive", "fvu", "ce_recovered")
 KIND = ("variant", "k", "d_sae")
@@ -158,9 +158,16 @@ class Sweep:
         of = "several texts" if "text" in over else job.text
         tokens = "" if {"tokens", "batch"} & over.keys() else f"{job.train.steps * job.train.batch:,} tokens of "
         return (
-            f"{len(self.rows)} SAEs at {at} of {job.model}, {tokens}{of} each in {self.plan.passes}; measured on "
+            f"{len(self.rows)} SAEs at {at} of {job.model}, {tokens}{of} each in {self._passes}; measured on "
             f"{job.evaluation:,} test tokens."
         )
+
+    @property
+    def _passes(self) -> str:
+        """How often the text was read: as the runs have it, where memory made more groups than the plan has."""
+        runs = (Run(row["run"]) for row in self.rows)
+        streams = {tuple(run.config.get("stream", ())) for run in runs if run.exists}
+        return passes(max(len(self.plan.groups), len(streams)))
 
     @property
     def sections(self) -> list[Section]:

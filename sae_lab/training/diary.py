@@ -23,8 +23,8 @@ class Diary:
     """The run folders of the SAEs that share one stream; the first also holds the stream's state. Empty: no disk."""
 
     def __init__(self, runs: list[Run]):
-        self.runs = runs
-        self.opened = False
+        self.runs = self.folders = runs
+        self.opened, self.pid = False, None  # whose process is said to be at work; None: this one
         self.saved = -1
         self.last_save = time.monotonic()
         self.beaten = 0.0
@@ -37,6 +37,15 @@ class Diary:
             RunInUse: if another training writes there.
             ValueError: if there is a run of another config.
         """
+        configs = self._configs(members, source, described, resume)
+        for member, config in zip(members, configs):
+            member.begin(config["scale"], config.get("target_scale", config["scale"]))
+            member.choose_in(config["choose_in"])
+        self.opened = True
+
+    def _configs(
+        self, members: list[Member], source: Source, described: dict[str, Any], resume: bool
+    ) -> list[dict[str, Any]]:
         for run in self.runs:
             run.acquire()
             if not resume and (run.folder / "config.json").exists():
@@ -55,10 +64,7 @@ class Diary:
             else:
                 config = measure()
             configs.append(config)
-        for member, config in zip(members, configs):
-            member.begin(config["scale"], config.get("target_scale", config["scale"]))
-            member.choose_in(config["choose_in"])
-        self.opened = True
+        return configs
 
     def close(self) -> None:
         for run in self.runs:
@@ -76,20 +82,12 @@ class Diary:
 
         A damaged checkpoint is set aside under another name, and `remarks` says so.
         """
-        while self.runs:
-            common = set.intersection(*(set(run.checkpoints.steps) for run in self.runs))
-            if not common:
-                self._start_over()
-                return {}, {}
-            step = max(common)
-            points = [self._load(run, step) for run in self.runs]
-            if None not in points:
-                break
-        else:
+        points = self._newest()
+        if not points:
             return {}, {}
         for member, point in zip(members, points):
-            member.restore(point.files["sae"])
-        state = points[0].state
+            member.restore(whole(point))
+        state, step = points[0].state, points[0].step
         source.restore(points[0].files["stream"], state["stream"])
         self.saved = step
         for run in self.runs:
@@ -100,6 +98,18 @@ class Diary:
             f"resumed at step {step:,}" + (f"; bits may differ: {'; '.join(changed)}" if changed else "")
         )
         return state, points[0].files["rng"]
+
+    def _newest(self) -> list[Checkpoint]:
+        """Those of the newest step at which every run has a whole one."""
+        while self.runs:
+            common = set.intersection(*(set(run.checkpoints.steps) for run in self.runs))
+            if not common:
+                self._start_over()
+                break
+            points = [self._load(run, max(common)) for run in self.runs]
+            if None not in points:
+                return points
+        return []
 
     def save(
         self, index: int, members: list[Member], source: Source, state: dict[str, Any], rng: dict, must: bool = False
@@ -163,7 +173,7 @@ class Diary:
         numbers = {"step": step.index, "steps": step.steps, "tokens": step.tokens, "rate": step.rate, "eta": eta}
         try:
             for run in self.runs:
-                run.beat(state, **numbers, **more)
+                run.beat(state, self.pid, **numbers, **more)
         except DiskFull as full:
             self.remarks.append(f"status not written: {full.strerror}")
 
@@ -204,6 +214,14 @@ class Diary:
             run.rewind(-1)
         if self.remarks:
             self.remarks.append("no earlier checkpoint was whole: starting over")
+
+
+def whole(point: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of one SAE; slices that several processes wrote are put together."""
+    if "sae" in point.files:
+        return point.files["sae"]
+    slices = [point.files[f"sae-{i}"] for i in range(point.state["slices"])]
+    return {n: torch.cat([s[n] for s in slices]) if n in point.state["sliced"] else t for n, t in slices[0].items()}
 
 
 def about(member: Member) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The training loop, as a generator of Steps: whoever consumes them decides what to do with each.
 
 Unusual here:
-- several SAEs may share one stream: one summed backward, an optimiser and a run folder each;
+- several SAEs may share one stream: an optimiser and a run folder each, one summed backward for peers;
 - while the generator lives, an SAE eats activations scaled to its recipe; when it ends, however it ends, the scale is
   folded into the weights and the SAE eats raw activations;
 - what an SAE draws comes from a generator state of the loop's own: what else the process draws changes nothing.
@@ -10,7 +10,7 @@ Unusual here:
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from ..runs import DiskFull
 from ..saes import SAE, Batch, Objective
 from ..sites import Site
 from ..sources import Source
+from ..sparse import Mesh
 from .config import TrainConfig, configured
 from .diary import Diary, folders
 from .member import Diverged, Member
+from .mesh import Shared, shareable
 from .quiet import drawing, own_rng, uninterrupted
 from .steps import Record, Step, measure
 
@@ -39,6 +41,7 @@ def train(
     resume: bool = True,
     config: TrainConfig | None = None,
     about: dict[str, Any] | None = None,
+    mesh: Mesh | None = None,
     **knobs: Any,
 ) -> Iterator[Step]:
     """A generator of Steps that trains SAEs in place on the activations of `source`. Stop asking to pause.
@@ -48,6 +51,10 @@ def train(
     newest whole checkpoint, to the same bits as if it had not been. Leaving the loop early, Ctrl-C and control("stop")
     all leave a checkpoint. `knobs` are those of TrainConfig; `about` is kept in the run's config.
 
+    On a `mesh` every process calls this alike, with an SAE and a source of its own that are the same everywhere: its
+    latents are then in slices and each batch in parts, and it is whole again at the end. The first process writes the
+    run. Steps are those of one process but for the rounding of sums.
+
     Raises:
         ValueError: a knob out of range, a site that the source lacks, a run folder made with another config.
         RunInUse: if another training writes to the folder.
@@ -55,11 +62,14 @@ def train(
         Diverged: if a loss is no longer finite; a FloatingPointError that knows whose.
     """
     config = configured(config, **knobs, **({} if tokens is None else {"tokens": tokens}))
-    members = [Member(sae, site, config) for site, sae in placed(saes, source)]
+    pairs = placed(saes, source)
+    if mesh:
+        shareable(pairs, config, mesh)
+    members = [Member(sae, site, config, mesh) for site, sae in pairs]
     for member in members:
         if "peers" in member.sae.needs:
             member.peers = tuple(m.sae for m in members if m is not member and m.site == member.site)
-    diary = Diary(folders(run, members))
+    diary = Shared(folders(run, members), mesh) if mesh else Diary(folders(run, members))
     described = {"train": asdict(config), "source": source.describe(), "about": about or {}}
     return _Training(members, source, config, diary).run(described, resume)
 
@@ -69,9 +79,10 @@ class _Training:
 
     def __init__(self, members: list[Member], source: Source, config: TrainConfig, diary: Diary):
         self.members, self.source, self.config, self.diary = members, source, config, diary
+        self.mesh = members[0].mesh
         self.learning = [member for member in members if member.adam]
         self.steps = config.steps if self.learning else 0
-        self.snapshots = {self.steps >> i for i in range(1, config.snapshots + 1)} - {0} if diary.runs else set()
+        self.snapshots = {self.steps >> i for i in range(1, config.snapshots + 1)} - {0} if diary.folders else set()
         self.index, self.whole = 0, True  # steps done; False in the middle of one
         self.rows: dict[str, Any] = {}
         self.records: tuple[Record, ...] = ()
@@ -105,7 +116,7 @@ class _Training:
         while self.index < self.steps:
             if self._stopped():
                 return
-            with uninterrupted(), self._timed():
+            with uninterrupted(), self._timed(), self.mesh or nullcontext():
                 measured = self._advance()
                 self.diary.log(self._step(), measured)
                 self._keep()
@@ -123,9 +134,9 @@ class _Training:
         active = self.members if measured else self.learning
         with drawing(self.rng):
             batches = [m.batch(self.rows[m.site], self.index / max(1, self.steps - 1)) for m in active]
-            outs = [m.sae.objective(batch) for m, batch in zip(active, batches)]
-            terms = [term for out in outs for term in out.terms.values() if term.requires_grad]
-            torch.autograd.backward(terms)
+            outs = self._outs(active, batches)
+            for member in active:
+                member.synchronise()
             if measured:
                 self._measure(batches, outs)
             clippings = self._clippings(active)  # all, before any weight moves
@@ -134,6 +145,23 @@ class _Training:
         self.index += 1
         self.whole = True
         return measured
+
+    def _outs(self, members: list[Member], batches: list[Batch]) -> list[Objective]:
+        """What every SAE makes of its batch, and the gradients of it all.
+
+        One that has no peers is differentiated at once, while what it made is in the caches; then that is let go.
+        """
+        outs, shared = [], []
+        for member, batch in zip(members, batches):
+            outs.append(member.sae.objective(batch))
+            terms = [term for term in outs[-1].terms.values() if term.requires_grad]
+            if member.peers:
+                shared += terms
+            elif terms:
+                torch.autograd.backward(terms)
+        if shared:
+            torch.autograd.backward(shared)
+        return outs
 
     def _measure(self, batches: list[Batch], outs: list[Objective]) -> None:
         """Raises:
@@ -199,6 +227,8 @@ class _Training:
             self.diary.beat("failed", self._step(), error=f"DiskFull: {full.strerror}")
             raise
         self.diary.beat("stopped", self._step())
+        for member in self.members:
+            member.join()
 
     def _prepare(self) -> None:
         """Shows a first sample to the fresh SAEs that want one."""
@@ -206,7 +236,7 @@ class _Training:
         wanting = [m for m in fresh if type(m.sae).prepare is not SAE.prepare or m.sae.starting_l0]
         tokens = self.config.sample or (SAMPLE if wanting else 0)
         sample = self._draw(tokens) if tokens else {}
-        with drawing(self.rng):
+        with drawing(self.rng), self._alike():
             for member in wanting:
                 x, target = (torch.cat(rows) for rows in zip(*((r.x, r.target) for r in sample[member.site])))
                 member.sae.prepare(member.scaled(x), member.scaled_target(target))
@@ -248,15 +278,20 @@ class _Training:
         self.whole = False  # what follows is no state to go on from
         wanting = [m for m in self.members if type(m.sae).calibrate is not SAE.calibrate]
         fresh = self._draw(self.config.calibration_tokens) if wanting or not self.steps else {}
-        with drawing(self.rng):
+        with drawing(self.rng), self._alike():
             for member in wanting:
                 member.sae.calibrate([member.scaled(rows.x) for rows in fresh[member.site]])
         if not self.steps:
             self._look(fresh)
         for member in self.members:
             member.release()
+            member.join()
         self.diary.keep(self.members)
         self.diary.beat("done", self._step())
+
+    def _alike(self) -> Any:
+        """Where every process is shown the same rows."""
+        return self.mesh.alike if self.mesh else nullcontext()
 
     def _look(self, fresh: dict[str, list[Any]]) -> None:
         """Measures SAEs that take no steps."""
@@ -268,10 +303,11 @@ class _Training:
 
     def _already_done(self) -> Iterator[Step]:
         """The last Step of a finished run, its weights put into the SAEs."""
-        for member, run in zip(self.members, self.diary.runs):
+        for member, run in zip(self.members, self.diary.folders):
+            member.join()
             member.sae.load_state_dict(run.sae.state_dict())
             member.folded = True
-        logs = [[row for row in run.rows if "fvu" in row] for run in self.diary.runs]
+        logs = [[row for row in run.rows if "fvu" in row] for run in self.diary.folders]
         if all(logs):
             self.index = self.measured = logs[0][-1]["step"]
             self.rate = logs[0][-1]["rate"]

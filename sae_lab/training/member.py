@@ -13,8 +13,9 @@ from torch import Tensor
 from ..saes import SAE, Batch, Objective
 from ..shapes import LatentMask
 from ..sources import Cost, Source
-from ..sparse import Adam
+from ..sparse import Adam, Mesh, alone, tokens
 from .config import TrainConfig
+from .slices import gather, part_of, scatter
 
 
 class Diverged(FloatingPointError):
@@ -29,13 +30,16 @@ class Member:
     """An SAE on its way: it eats `x * scale` and gives `target * target_scale` until `release` folds both into its
     weights. They are one number unless it transcodes."""
 
-    def __init__(self, sae: SAE, site: str, config: TrainConfig):
+    def __init__(self, sae: SAE, site: str, config: TrainConfig, devices: Mesh | None = None):
+        self.mesh, self.sliced = devices, sae.per_latent if devices else ()
+        if devices:
+            scatter(sae, devices)
         self.sae, self.site, self.config, self.recipe, self.asked = sae, site, config, sae.recipe, sae.cfg
         self.scale = self.target_scale = 1.0
         self.trained_before = bool(sae.origin)
         self.peak = config.lr or self.recipe.lr_for(sae.cfg.d_sae)
         self.peers: tuple[SAE, ...] = ()
-        self.silent = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        self.silent = torch.zeros(len(sae.W_dec), dtype=torch.int64, device=sae.W_dec.device)
         self.folded = False
         self.adam = None
         if sae.trainable:
@@ -75,7 +79,9 @@ class Member:
         return self.silent >= self.config.silence
 
     def batch(self, rows: Any, progress: float) -> Batch:
-        """The rows as this SAE sees them: scaled, on its device, with what it needs."""
+        """The rows as this SAE sees them: scaled, on its device, with what it needs; on a mesh our part of them."""
+        if self.mesh:
+            rows = part_of(rows, self.mesh)
         x = self.scaled(rows.x)
         target = x if rows.target is rows.x else self.scaled_target(rows.target)
         return Batch(
@@ -107,7 +113,7 @@ class Member:
         Raises:
             Diverged: if it is not finite; the weights are still those of before the step.
         """
-        norm = self.adam.grad_norm() if self.adam else 0.0
+        norm = self.adam.grad_norm(self.sliced) if self.adam else 0.0
         if not math.isfinite(norm):
             self.adam.zero_grad()
             raise Diverged(
@@ -125,7 +131,7 @@ class Member:
         self.adam.lr = self.lr(index)
         self.adam.step(clipping)
         self.adam.zero_grad()
-        self.silent += len(out.x_hat)
+        self.silent += tokens(len(out.x_hat))
         self.silent.masked_fill_(out.z.fired, 0)
         rows = self.sae.after_step()
         if rows is not None:
@@ -148,12 +154,27 @@ class Member:
             out |= {f"adam.{name}": t for name, t in self.adam.state_dict().items()}
         return out
 
+    def synchronise(self) -> None:
+        """Adds up the gradients of all parts of the batch."""
+        for p in self.adam.params.values() if self.mesh and self.adam else ():
+            if p.grad is not None:
+                p.grad = self.mesh.reduced(p.grad.to_dense() if p.grad.is_sparse else p.grad, "data")
+
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Puts back what `tensors` gave."""
+        """Puts back what `tensors` gave, of a whole SAE; on a mesh our slice of it."""
+        if self.mesh:
+            tensors = {n: self.mesh_slice(t) if self.is_sliced(n) else t for n, t in tensors.items()}
         self.sae.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("sae.")})
         self.silent.copy_(tensors["silent"])
         if self.adam:
             self.adam.load_state_dict({k[5:]: v for k, v in tensors.items() if k.startswith("adam.")})
+
+    def is_sliced(self, name: str) -> bool:
+        """Whether a tensor of `tensors` has a row for each latent."""
+        return name == "silent" or name.rpartition(".")[2] in self.sliced
+
+    def mesh_slice(self, t: Tensor) -> Tensor:
+        return t.chunk(self.mesh.latents)[self.mesh.slice]
 
     def release(self) -> None:
         """Folds the scale into the weights: from now on the SAE eats raw activations."""
@@ -162,9 +183,17 @@ class Member:
             self.folded = True
         self.sae.cfg = self.asked
 
+    def join(self) -> None:
+        """The SAE has all its latents again."""
+        if self.mesh:
+            gather(self.sae, self.mesh)
+
     def copy(self, x: Tensor) -> SAE:
         """The SAE as it is now, thresholds set on `x` (in raw units), eating raw activations."""
         sae = copy.deepcopy(self.sae)
-        sae.calibrate([self.scaled(x)])
+        if self.mesh:
+            gather(sae, self.mesh)
+        with alone():
+            sae.calibrate([self.scaled(x)])
         sae.fold(self.scale, self.target_scale)
         return sae

@@ -7,7 +7,7 @@ import torch
 
 from ..saes import Batch, Objective
 from ..shapes import Rows, Weights
-from ..sparse import Latents, latent_totals
+from ..sparse import Latents, latent_totals, mesh, token_mean, tokens, total
 from .member import Member
 
 
@@ -59,23 +59,24 @@ class Step:
 @torch.no_grad()
 def measure(member: Member, batch: Batch, out: Objective, index: int) -> Record:
     """The numbers of a step, read off the device."""
-    error = (out.x_hat - batch.target).square().sum()
-    spread = (batch.target - batch.target.mean(0)).square().sum()
+    tok = tokens(len(batch.x))
+    error = total((out.x_hat - batch.target).square().sum(), "data")
+    spread = total((batch.target - token_mean(batch.target)).square().sum(), "data")
     return Record(
         site=member.site,
         variant=member.sae.name,
         terms={name: term.item() for name, term in out.terms.items()},
         fvu=(error / spread).item(),
         l0=float(out.z.l0),
-        dead=int(batch.dead.sum()),
+        dead=int(total(batch.dead.sum(), "latents")),
         lr=member.lr(index) if member.adam else 0.0,
         state={name: b.item() for name, b in member.sae.named_buffers() if b.dim() == 0},
-        vitals=vitals(batch.x, out.z, member.sae.W_dec),
+        vitals=vitals(batch.x, out.z, member.sae.W_dec, tok),
     )
 
 
 @torch.no_grad()
-def vitals(x: Rows, z: Latents, W_dec: Weights) -> dict[str, float]:
+def vitals(x: Rows, z: Latents, W_dec: Weights, tok: int) -> dict[str, float]:
     """What tells a batch that is led by few from one that is not, and whether its scale is what it should be.
 
     power: mean squared norm of the activations as the SAE sees them.
@@ -84,14 +85,16 @@ def vitals(x: Rows, z: Latents, W_dec: Weights) -> dict[str, float]:
     dense: share of all firings that are those of latents on more than half of the tokens.
     strongest: largest share that one latent has of the latents' energy, squares of activation times decoder norm.
     """
-    far = (x - x.mean(0)).square().sum(1)
-    fired = latent_totals(z.support, (z.value != 0).to(z.value))
-    energy = latent_totals(z.support, z.value.square()) * W_dec.square().sum(1)
+    far = (x - token_mean(x)).square().sum(1)
+    fired = total(latent_totals(z.support, (z.value != 0).to(z.value)), "data")
+    energy = total(latent_totals(z.support, z.value.square()), "data") * W_dec.square().sum(1)
+    if m := mesh():
+        far, fired, energy = m.joined(far, "data"), m.joined(fired, "latents"), m.joined(energy, "latents")
     shares = {
-        "power": x.square().sum(1).mean(),
-        "loudest": far.topk(-(-len(x) // 100)).values.sum() / far.sum(),
-        "densest": fired.max() / len(x),
-        "dense": fired[fired > len(x) / 2].sum() / fired.sum(),
+        "power": token_mean(x.square().sum(1)),
+        "loudest": far.topk(-(-tok // 100)).values.sum() / far.sum(),
+        "densest": fired.max() / tok,
+        "dense": fired[fired > tok / 2].sum() / fired.sum(),
         "strongest": energy.max() / energy.sum(),
     }
     return {name: share.nan_to_num().item() for name, share in shares.items()}

@@ -1,10 +1,4 @@
-"""Training in a process of its own, which outlives the notebook and is steered by files in its run folder.
-
-    run = launch(variant="batchtopk", site="L2R", k=32, tokens=10_000_000)
-    run.log; run.pause(); run.resume(); run.stop(); run.wait().sae
-
-`python -m sae_lab.launcher FOLDER` is what the process runs: the job.json of that folder.
-"""
+"""A run with a process of its own: started, found again, paused, resumed, stopped."""
 
 import atexit
 import os
@@ -12,21 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Set
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .knobs import Checked, knob
-from .runs import UNFINISHED, Damaged, Run, RunInUse, find_runs, fresh, lives
-from .saes import build, configured, variant
-from .sites import Site
-from .training import Step, TrainConfig, train
+from ..runs import UNFINISHED, Damaged, Run, RunInUse, find_runs, fresh, lives
+from ..training import Step
+from .job import Job, checked, run_job
 
 if TYPE_CHECKING:
     import pandas as pd
 
-GLANCE = 2048  # tokens on which a snapshot is spliced in
 MODULES = {"training": "launcher", "sweep": "sweeps"}  # what the process of each kind of job runs
 _children: list[subprocess.Popen] = []  # of this process, so that each is reaped when it ends
 
@@ -35,131 +25,6 @@ _children: list[subprocess.Popen] = []  # of this process, so that each is reape
 def _reap() -> None:
     for child in _children:
         child.poll()
-
-
-@dataclass(frozen=True)
-class Job(Checked):
-    """What to train on what: all that a detached process needs to know."""
-
-    variant: str = knob("batchtopk", help="which SAE")
-    model: str = knob("tiny", help="the model: tiny, a folder or a hub name; planted: made-up activations, no model")
-    site: str = knob("L2R", help="where in it: L2R is the residual stream after layer 2, counted from 0: the third")
-    text: str = knob("world", help="what it reads: world, a file, or a dataset's name")
-    column: str | None = knob(None, help="the field of the text that is read; None: found where only one holds strings")
-    device: str | None = knob(None, help="where to compute; None: a GPU if there is one")
-    dtype: str | None = knob(None, help="precision of the model; None: as it is stored, float32 on a CPU")
-    context: int | None = knob(None, 8, 2**20, "tokens the model reads at once; None: what suits it")
-    seed: int = knob(0, 0, 2**31 - 1, "seed of the SAE")
-    text_seed: int = knob(0, 0, 2**31 - 1, "seed of the stream of text")
-    cache: str | None = knob(None, help="a cache of activations to train on, so that the model reads no text again")
-    run: str | None = knob(None, help="run folder; None: a free name in runs/")
-    evaluation: int = knob(200_000, 0, 10**10, "held-out tokens to measure the SAE on at the end; 0: none")
-    sae: dict = field(default_factory=dict, metadata={"help": "the variant's own knobs: d_sae, k ..."})
-    train: TrainConfig = field(default_factory=TrainConfig, metadata={"help": "the knobs of the training"})
-
-    @classmethod
-    def of(cls, **knobs: Any) -> "Job":
-        """A job from knobs of its own, of TrainConfig and of the variant, told apart by their names."""
-        return cls().but(**knobs)
-
-    def but(self, **knobs: Any) -> "Job":
-        """This job with other values of some knobs, as `of` takes them."""
-        own, loop = {f.name for f in fields(Job)} - {"sae", "train"}, {f.name for f in fields(TrainConfig)}
-        mine = {name: value for name, value in knobs.items() if name in own}
-        train = {name: value for name, value in knobs.items() if name in loop}
-        sae = {name: value for name, value in knobs.items() if name not in own | loop}
-        return replace(self, **mine, train=replace(self.train, **train), sae=self.sae | sae)
-
-    @property
-    def own(self) -> dict[str, Any]:
-        """The variant's own knobs; at a site that is read but not written, it transcodes."""
-        return ({"transcode": True} if Site(self.site).target != self.site else {}) | self.sae
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> "Job":
-        return cls(**{**saved, "train": TrainConfig(**saved["train"])})
-
-
-def run_job(job: Job) -> Iterator[Step]:
-    """Trains what a job describes, step by step, and measures it at the end: into eval.json of its run.
-
-    A run that was cut short goes on where its newest checkpoint stands.
-
-    Raises:
-        ValueError, KeyError, TypeError, FileNotFoundError: for what a job can ask wrongly; the message says what.
-    """
-    from .reading import held_out
-
-    run = Run(job.run or fresh(f"runs/{job.variant}-{job.site}"))
-    lm = reader(job)
-    source = stream(job, lm, variant(job.variant).needs)
-    sae = build(job.variant, d_in=source.d_in(job.site), seed=job.seed, **job.own)
-    if lm and job.evaluation:
-        held_out(lm, job.text, "test", 0, column=job.column).block(0)  # a text too short for it fails now
-    for step in train(sae.to(lm.device) if lm else sae, source, run=run.folder, config=job.train):
-        yield step
-        if lm and job.evaluation:
-            _recover(run, lm, job)
-    if lm and job.evaluation and run.trained and not run.eval:
-        from .evaluation import evaluate
-
-        run.mark("evaluating")
-        try:
-            run.write_eval(evaluate(sae, lm, tokens=job.evaluation).to_json())
-        finally:
-            run.mark("done")
-
-
-def _recover(run: Run, lm: Any, job: Job) -> None:
-    """Measures CE recovered of snapshots that are new, on a little text of the validation split."""
-    from .evaluation import evaluate
-
-    for step in (step for step in run.snapshots if 16 * step >= job.train.steps):
-        run.study(
-            f"recovered/{step:08d}",
-            lambda step=step: {
-                "step": step,
-                "tokens": step * job.train.batch,
-                "ce_recovered": evaluate(
-                    run.snapshot(step).to(lm.device), lm, split="validation", tokens=GLANCE, spliced=GLANCE
-                ).ce_recovered.value,
-            },
-        )
-
-
-def devices() -> list[str]:
-    """Where this machine can train."""
-    import torch
-
-    return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-
-
-def reader(job: Job) -> Any:
-    """The model of a job; none for planted activations."""
-    if job.model == "planted":
-        return None
-    from .models import load_model
-
-    return load_model(job.model, device=job.device, dtype=job.dtype)
-
-
-def stream(job: Job, lm: Any, needs: Set[str]) -> Any:
-    """The source of a job's activations, from its beginning, with what SAEs need beside them."""
-    if job.model == "planted":
-        from .toys import Planted
-
-        return Planted(site=job.site, seed=job.text_seed)
-    if job.cache:
-        from .caching import Cached
-
-        return Cached(job.cache, job.site, device=lm.device)
-    from .harvest import GIVEN, activations
-
-    reading = {"text": job.text, "column": job.column, "seed": job.text_seed, "context": job.context}
-    return activations(lm, job.site, needs=needs & GIVEN, **reading)
 
 
 class Launched(Run):
@@ -266,22 +131,6 @@ def launch(job: Job | None = None, **knobs: Any) -> Launched:
     return begin(run, {**job.to_json(), "run": str(run.folder)})
 
 
-def checked(job: Job, detached: bool = True) -> Any:
-    """The settings of the job's SAE, with a d_in that is made up: the model will say it.
-
-    Raises:
-        ValueError, TypeError, KeyError: for what a job can ask wrongly; for a variant that only this process knows.
-    """
-    if "d_in" in job.sae:
-        raise TypeError("d_in is the model's to say: leave it out.")
-    settings = configured(job.variant, **{"d_in": (job.sae.get("d_sae") or 2**20) // 2 or 1, **job.own})
-    if detached and variant(job.variant).__module__ == "__main__":
-        raise ValueError(
-            f"{job.variant!r} is defined in this notebook, which a process of its own does not see: use train()."
-        )
-    return settings
-
-
 def begin(run: Launched, asked: dict[str, Any]) -> Launched:
     """Starts the process of a folder that does what is asked.
 
@@ -374,7 +223,3 @@ def _ended(run: Run) -> None:
     if run.status["state"] == "evaluating":
         sys.exit(0)
     run.control("stop")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,0 +1,268 @@
+"""Where a remote model's traces run: NDIF, or another server that speaks its protocol.
+
+Requests are nnsight's own; they are sent and waited for here, since nnsight's client waits for ever on a server that
+falls silent, and loads results as pickles that may execute. Here every wait has a deadline, what failed on the way is
+tried again, and results are tensors in plain containers or refused.
+"""
+
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import nnsight
+import torch
+import zstandard
+from nnsight.intervention.backends.remote import RemoteBackend
+from nnsight.ndif import pull_env
+from nnsight.schema.config import CONFIG
+from nnsight.schema.request import RequestModel
+from nnsight.schema.response import ResponseModel, Status
+
+LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+AGAIN = {408, 425, 429, 500, 502, 503, 504}  # answers after which the same request may succeed
+FIRST, LONGEST = 0.5, 30.0  # seconds between two attempts: at first, and at most
+ASKED = 0.05, 2.0  # seconds between two looks at a job: at first, and at most
+MOST = 64  # times the bytes of a result that it may be unpacked to: activations hardly shrink
+T = TypeVar("T")
+
+
+class RemoteFailed(RuntimeError):
+    """A server did not answer in time, or not with what was asked for."""
+
+
+class Server:
+    """A server and how long it is waited for. Its key is NDIF_API_KEY of the environment, and is written nowhere.
+
+    Attributes:
+        said: what it last said of a job: "QUEUED", "RUNNING" ...
+        sent, received: bytes so far.
+        requests: answered so far, in `seconds` altogether.
+    """
+
+    def __init__(self, host: str | None = None, deadline: float = 300.0, attempts: int = 4):
+        """
+        Args:
+            host: an address; by default ("ndif") NDIF_HOST of the environment, or NDIF itself.
+            deadline: seconds for one request, from sending it to its result; then it is sent again.
+            attempts: how often in all.
+
+        Raises:
+            ValueError: a host without https that is not this machine: what it sends could be anybody's; a deadline or
+                attempts that leave no time.
+        """
+        if deadline <= 0 or attempts < 1:
+            raise ValueError(f"deadline={deadline} must be above 0 seconds, and attempts={attempts} at least 1.")
+        self.host = ((None if host == "ndif" else host) or os.environ.get("NDIF_HOST") or CONFIG.API.HOST).rstrip("/")
+        _trusted(self.host)
+        self.deadline, self.attempts = deadline, attempts
+        self.sent = self.received = self.requests = 0
+        self.seconds, self.said = 0.0, ""
+        nnsight.register("sae_lab")  # what is used of it travels by its source: no server has it installed
+
+    def __repr__(self) -> str:
+        return f"Server({self.host}: {self.requests:,} requests, {self.received / 1e6:,.1f} MB received)"
+
+    def backend(self, key: str) -> "Backend":
+        """What a trace of the model of this key is given."""
+        return Backend(self, key)
+
+    def answer(self, request: RequestModel, blob: bytes) -> dict[str, Any]:
+        """What a trace saved.
+
+        Raises:
+            RemoteFailed: no answer after all attempts, a refusal, or a trace that failed there.
+        """
+        began, job = time.monotonic(), _Job()
+        key = _key()
+        try:
+            found = self._persist(lambda: self._once(job, key, request, blob, time.monotonic() + self.deadline))
+        except _Again as error:
+            raise RemoteFailed(
+                f"{self.host} gave no answer in {time.monotonic() - began:.0f} s, {self.attempts} attempts of up to "
+                f"{self.deadline:g} s; the last one: {_hidden(str(error), key)}. Try again later, or with more "
+                "attempts or a longer deadline (Server(...)); what is in a cache stays there."
+            ) from None
+        except RemoteFailed as error:
+            raise RemoteFailed(_hidden(str(error), key)) from None
+        self.requests += 1
+        self.seconds += time.monotonic() - began
+        return found
+
+    def _once(self, job: "_Job", key: str, request: RequestModel, blob: bytes, end: float) -> dict[str, Any]:
+        """One attempt. A job that the server still knows is waited for, not sent again; what fails once it is done is
+        fetched again: it is computed, and paid for, once."""
+        with self._client(self.host, {"ndif-api-key": key} if key else {}) as client:
+            if not job.known:
+                job.id = self._submitted(client, request, blob, end)
+            said = self._persist(lambda: self._done(client, job, end), end)
+        return self._persist(lambda: _opened(self._fetched(str(said.data or ""), end)), end)
+
+    @staticmethod
+    def _client(address: str, headers: dict[str, str]) -> httpx.Client:
+        """Nothing between this machine and itself: what an environment calls a proxy would see the key."""
+        return httpx.Client(headers=headers, trust_env=urlsplit(address).scheme == "https")
+
+    def _submitted(self, client: httpx.Client, request: RequestModel, blob: bytes, end: float) -> str:
+        about = {
+            "nnsight-version": nnsight.__version__,
+            "python-version": sys.version,
+            "ndif-timestamp": str(time.time()),
+        }
+        files = {"blob": ("request", blob, "application/octet-stream")}
+        address, form = f"{self.host}/request", {"data": request.metadata()}
+        reply = _checked(client.post(address, data=form, files=files, headers=about, timeout=_left(end)))
+        self.sent += len(blob)
+        return _said(reply).id
+
+    def _done(self, client: httpx.Client, job: "_Job", end: float) -> ResponseModel:
+        """A job's last word.
+
+        Raises:
+            RemoteFailed: it failed there.
+        """
+        pause, longest = ASKED
+        while True:
+            reply = client.get(f"{self.host}/response/{job.id}", timeout=_left(end))
+            job.known = reply.status_code != 404  # not yet, or no more
+            if job.known:
+                said = _said(_checked(reply))
+                self.said = said.status.name
+                if said.status == Status.ERROR:
+                    last = (said.description or "").strip().rpartition("\n")[2]
+                    raise RemoteFailed(f"The trace failed on {self.host}: {last}\n\n{said.description}")
+                if said.status == Status.COMPLETED:
+                    return said
+            time.sleep(min(pause, _left(end)))
+            pause = min(1.5 * pause, longest)
+
+    def _fetched(self, address: str, end: float) -> bytes:
+        if not address:
+            raise _Again("the job is done and there is no result")
+        _trusted(address, here=urlsplit(self.host).hostname in LOOPBACK)
+        parts = []
+        with self._client(address, {}) as client, client.stream("GET", address, timeout=_left(end)) as reply:
+            if not reply.is_success:
+                reply.read()
+                raise _Again(f"{reply.status_code} instead of the result")
+            for part in reply.iter_bytes():
+                self.received += len(part)
+                parts.append(part)
+                _left(end)
+        return b"".join(parts)
+
+    def _persist(self, what: Callable[[], T], end: float | None = None) -> T:
+        """What comes of it, tried again where that may help: until the deadline, or as often as there are attempts.
+
+        Raises:
+            _Again: it never did.
+        """
+        for attempt in count():
+            try:
+                return what()
+            except (httpx.LocalProtocolError, httpx.UnsupportedProtocol):
+                raise
+            except (httpx.HTTPError, httpx.InvalidURL, _Again) as error:
+                pause = min(FIRST * 2**attempt, LONGEST)
+                late = attempt + 1 >= self.attempts if end is None else time.monotonic() + pause > end
+                if late:
+                    raise _Again(str(error) or type(error).__name__) from None
+            time.sleep(pause)
+        raise AssertionError  # it counts for ever
+
+
+class Backend(RemoteBackend):
+    """Sends one trace and brings back what it saved."""
+
+    def __init__(self, server: Server, key: str):
+        super().__init__(key, host=server.host, api_key="")
+        self.server, self.display.enabled = server, False
+
+    def __call__(self, tracer: Any = None) -> Any:
+        pull_env()
+        request = RequestModel(model_key=self.model_key, compress=True, env=self.env)
+        found = self.server.answer(request, RequestModel.serialize(tracer, True))
+        self._push(found, tracer)
+        return found
+
+
+@dataclass
+class _Job:
+    """What a server was asked to do, and whether it knows of it."""
+
+    id: str = ""
+    known: bool = False
+
+
+class _Again(Exception):
+    """What went wrong may go right the next time."""
+
+
+def _key() -> str:
+    """Raises:
+    ValueError: if it is no key; it is not shown.
+    """
+    key = os.environ.get("NDIF_API_KEY", "").strip()
+    if key and not (key.isascii() and key.isprintable()):
+        raise ValueError("NDIF_API_KEY holds characters that no key has: set it again.")
+    return key
+
+
+def _hidden(said: str, key: str) -> str:
+    return said.replace(key, "***") if key else said
+
+
+def _left(end: float) -> float:
+    """Seconds until the deadline."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise _Again("the deadline passed")
+    return left
+
+
+def _checked(reply: httpx.Response) -> httpx.Response:
+    if reply.is_success:
+        return reply
+    try:
+        said = reply.json()
+        said = said.get("detail", said) if isinstance(said, dict) else said
+    except ValueError:
+        said = reply.text[:500]
+    if reply.status_code in AGAIN:
+        raise _Again(f"{reply.status_code} {said}")
+    way = " Set NDIF_API_KEY to a valid key." if reply.status_code in (401, 403) else ""
+    raise RemoteFailed(f"{reply.url.host} refused: {reply.status_code} {said}{way}")
+
+
+def _said(reply: httpx.Response) -> ResponseModel:
+    try:
+        return ResponseModel.model_validate_json(reply.text)
+    except ValueError as error:
+        raise _Again(f"its answer is not of NDIF's protocol: {reply.text[:80]!r}") from error
+
+
+def _opened(data: bytes) -> dict[str, Any]:
+    """Tensors in plain containers; a pickle that names anything else is not opened."""
+    try:
+        plain = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)).read(MOST * len(data) + 2**24)
+        found = torch.load(io.BytesIO(plain), map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise RemoteFailed("The result holds something else than tensors, which could execute: refused.") from error
+    except Exception as error:
+        raise _Again(f"the result is no whole file of tensors ({type(error).__name__})") from error
+    if not isinstance(found, dict):
+        raise _Again(f"the result is a {type(found).__name__}, not what a trace saves")
+    return found
+
+
+def _trusted(address: str, here: bool = True) -> None:
+    parts = urlsplit(address)
+    if parts.scheme != "https" and not (here and parts.scheme == "http" and parts.hostname in LOOPBACK):
+        raise ValueError(f"{address!r} is neither https nor this machine: results from there could be anybody's.")
