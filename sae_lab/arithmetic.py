@@ -3,7 +3,7 @@
 Nothing here is measured; a multiplication and an addition are two FLOP.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,6 +16,16 @@ ROWS = 8  # float32 copies of a batch's rows that a step has at once: x, target,
 NONZERO = 48  # bytes per latent kept: value, latent, token, and the same for gradient and transpose
 ADDRESS = 24  # bytes of where a row of the ring is from
 KEPT = 3  # checkpoints on a disk at most: two, and one that is being written
+NAMED = {
+    "d_model": "hidden_size",
+    "layers": "num_hidden_layers",
+    "mlp": "intermediate_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab": "vocab_size",
+}  # in config.json
+OPTIONAL = ("kv_heads", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -32,11 +42,17 @@ class Figures:
 
     @classmethod
     def of(cls, config: Any) -> "Figures":
-        """Those of a Hugging Face config."""
-        heads, d_model = config.num_attention_heads, config.hidden_size
-        kv, size = (getattr(config, name, None) for name in ("num_key_value_heads", "head_dim"))
-        shape = (config.num_hidden_layers, config.intermediate_size, heads, kv or heads, size or d_model // heads)
-        return cls(d_model, *shape, config.vocab_size)
+        """Those of a Hugging Face config, or of what config.json holds.
+
+        Raises:
+            ValueError: if it lacks one.
+        """
+        said = config if isinstance(config, Mapping) else config.to_dict()
+        given = {name: said.get(key) for name, key in NAMED.items()}
+        if missing := [NAMED[name] for name, value in given.items() if not value and name not in OPTIONAL]:
+            raise ValueError(f"This config of a model does not say {', '.join(missing)}: give a Llama's config.json.")
+        usual = {"kv_heads": given["heads"], "head_dim": given["d_model"] // given["heads"]}
+        return cls(**given | {name: given[name] or value for name, value in usual.items()})
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> "Figures":
@@ -76,9 +92,9 @@ class Figures:
 def forward_flop(of: Figures, layers: int, context: int) -> float:
     """FLOP per token of a forward pass through the first `layers`, without the head.
 
-    Attention sees half of the context on average: one product with the keys, one with the values.
+    A token attends to itself and all before it: one product with the keys, one with the values.
     """
-    attention = 2 * 2 * (context / 2) * of.heads * of.head_dim
+    attention = 2 * (context + 1) * of.heads * of.head_dim
     return layers * (2 * of.layer_params + attention)
 
 
@@ -126,9 +142,10 @@ def saved_bytes(d_in: int, d_sae: int) -> int:
     return 4 * sae_params(d_in, d_sae)
 
 
-def disk_bytes(d_in: int, d_sae: int, snapshots: int) -> int:
-    """Bytes of an SAE's run folder at most; the first of a group has the ring besides, where it is under 1 GB."""
-    return saved_bytes(d_in, d_sae) * (1 + snapshots + 3 * KEPT)
+def disk_bytes(saved: int, d_sae: int, snapshots: int, checkpoints: int = KEPT, ring: int = 0) -> int:
+    """Bytes of tensors in a run folder at most: the SAE of `saved` bytes, snapshots on the way, and checkpoints with
+    Adam's two moments and the dead counts; a ring under 1 GB is in those of a group's first SAE."""
+    return (1 + snapshots) * saved + checkpoints * (3 * saved + 8 * d_sae + ring)
 
 
 def cache_bytes(tokens: int, widths: Iterable[int], number: int = 2) -> int:

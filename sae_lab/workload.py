@@ -1,4 +1,4 @@
-"""What a training step, a model's forward pass and a mesh of devices have to do, in numbers; no tensor, no torch.
+"""What a training step and a mesh of devices have to do, in numbers; no tensor, no torch.
 
 A step is counted as the kit does it: one dense product, the encoder's forward (2 d_in d_sae FLOP a token, not the five
 of dense training), candidates chosen while it is made, and sparse products over the nonzeros. `step` gives amounts of
@@ -6,10 +6,8 @@ work by part and unit; a machine gives seconds per unit (`planning`). What a uni
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Any
 
 UNITS = {
     "mac int8": "multiply-add of the dense product, in 8 bits",
@@ -258,58 +256,6 @@ def memory(s: Step) -> dict[str, int]:
         "product": pieces,
         "batch": batch + nonzeros,
     }
-
-
-def disk(s: Step, snapshots: int = 8, checkpoints: int = 3, ring: int = 0) -> int:
-    """Bytes of tensors in a run folder at most: the SAE, snapshots on the way, and checkpoints with Adam's two moments;
-    two are kept and one more is being written. `ring`: bytes of the stream's buffer, which the checkpoints hold.
-    """
-    weights = memory(s)["weights"]
-    return (1 + snapshots) * weights + checkpoints * (3 * weights + 8 * s.d_sae + ring)
-
-
-@dataclass(frozen=True)
-class Llama:
-    """A Llama's sizes, as its config.json names them."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    head_dim: int | None = None
-
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Llama":
-        """From what config.json holds.
-
-        Raises:
-            ValueError: if it lacks a size.
-        """
-        heads = config.get("num_attention_heads")
-        given = {"num_key_value_heads": heads} | {f.name: config[f.name] for f in fields(cls) if f.name in config}
-        missing = [f.name for f in fields(cls) if f.name != "head_dim" and not given.get(f.name)]
-        if missing:
-            raise ValueError(f"This config of a model does not say {', '.join(missing)}: give a Llama's config.json.")
-        return cls(**given)
-
-    @property
-    def layer(self) -> int:
-        """Weights of a layer's matrices."""
-        head = self.head_dim or self.hidden_size // self.num_attention_heads
-        attention = 2 * self.hidden_size * head * (self.num_attention_heads + self.num_key_value_heads)
-        return attention + 3 * self.hidden_size * self.intermediate_size
-
-    def forward(self, context: int, layers: int | None = None, head: bool = False) -> int:
-        """FLOP per token of reading `context` tokens up to the end of so many layers (None: all), with the head or not.
-
-        A multiply-add is two. Each token looks at all before it, half of the context on average.
-        """
-        layers = self.num_hidden_layers if layers is None else layers
-        wide = (self.head_dim or self.hidden_size // self.num_attention_heads) * self.num_attention_heads
-        looked = 2 * wide * (context + 1)  # scores and their sum: 2 x 2 x wide x (context + 1) / 2
-        return layers * (2 * self.layer + looked) + head * 2 * self.hidden_size * self.vocab_size
 
 
 @dataclass(frozen=True)

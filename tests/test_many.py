@@ -409,8 +409,8 @@ def test_the_llama_scope_plan_by_hand():
     layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14_336
     assert LLAMA.layer_params == layer == 218_103_808
     assert LLAMA.params == 32 * layer + 2 * 128_256 * 4096 == pytest.approx(8.03e9, rel=1e-3)
-    token = 32 * (2 * layer + 4 * 512 * 4096)  # attention sees 512 of 1,024 on average
-    assert arithmetic.forward_flop(LLAMA, 32, 1024) == token == 14_227_079_168
+    token = 32 * (2 * layer + 4 * 512.5 * 4096)  # each token attends to itself and all before it
+    assert arithmetic.forward_flop(LLAMA, 32, 1024) == token == 14_227_341_312
     narrow, wide = (2 * 4096 * d_sae + 12 * 50 * 4096 for d_sae in (32_768, 131_072))
     assert arithmetic.step_flop(4096, 131_072, 50) == wide == 1_076_199_424
     # a wide one: 1.07e9 parameters of 16 bytes; 80 GB take two of them beside 16 GB of model

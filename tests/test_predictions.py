@@ -11,6 +11,7 @@ import torch
 
 import sae_lab as sl
 from sae_lab import workload
+from sae_lab.arithmetic import Figures, disk_bytes, forward_flop
 from sae_lab.bench import heavy_tailed
 from sae_lab.cli import main
 from sae_lab.planning import Machine, gauging
@@ -18,7 +19,7 @@ from sae_lab.planning.gauging import Fixed, explained
 from sae_lab.saes import REGISTRY, Batch, build
 from sae_lab.sparse import Adam, kernels, native, preacts
 from sae_lab.sparse.coarse import available
-from sae_lab.workload import KINDS, UNITS, Collective, Llama, Mesh, Step
+from sae_lab.workload import KINDS, UNITS, Collective, Mesh, Step
 
 BIG = 2**30  # a cache that holds everything
 HAND = Step("topk", d_in=100, d_sae=1000, k=10, batch=64)
@@ -172,7 +173,8 @@ def test_disk_is_that_of_a_real_run_folder(variant, tmp_path):
     steps = sl.train(built(variant), Fixed(x), tokens=256 * 8, batch=256, run=folder, snapshots=2, checkpoint_steps=2)
     assert [s.index for s in steps][-1] == 8
     written = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
-    kept = workload.disk(Step(variant, 64, 512, 8, 256), snapshots=2, checkpoints=2)
+    saved = workload.memory(Step(variant, 64, 512, 8, 256))["weights"]
+    kept = disk_bytes(saved, 512, snapshots=2, checkpoints=2)
     assert written == pytest.approx(kept, rel=0.03)  # names and generators besides
 
 
@@ -180,16 +182,17 @@ def test_a_layers_weights_are_those_of_a_real_llama():
     lm = sl.load_model("tiny")
     config = lm.module.config.to_dict()
     layer = lm.module.model.layers[0]
-    assert Llama.of(config).layer == sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    whole = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    assert Figures.of(config).layer_params == Figures.of(lm.module.config).layer_params == whole
 
 
 def test_flop_of_a_forward_pass_by_hand():
-    of = Llama(10, 20, 3, num_attention_heads=2, num_key_value_heads=1, vocab_size=100)
-    assert of.layer == 10 * 10 + 2 * 10 * 5 + 10 * 10 + 3 * 10 * 20
-    assert of.forward(context=9, layers=1) == 2 * of.layer + 2 * 10 * 10
-    assert of.forward(context=9, head=True) == 3 * of.forward(9, 1) + 2 * 10 * 100
+    of = Figures(d_model=10, layers=3, mlp=20, heads=2, kv_heads=1, head_dim=5, vocab=100)
+    assert of.layer_params == 10 * 10 + 2 * 10 * 5 + 10 * 10 + 3 * 10 * 20
+    assert forward_flop(of, 1, context=9) == 2 * of.layer_params + 2 * 10 * 10
+    assert forward_flop(of, 3, context=9) == 3 * forward_flop(of, 1, context=9)
     with pytest.raises(ValueError, match="does not say intermediate_size"):
-        Llama.of({"hidden_size": 10, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 9})
+        Figures.of({"hidden_size": 10, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 9})
 
 
 # many devices

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from .. import plots, workload
-from ..workload import Llama, Mesh, Step
+from .. import arithmetic, plots, workload
+from ..workload import Mesh, Step
 from .machine import Machine
 
 
@@ -120,9 +120,12 @@ def predict(
     if exchanged := mesh.seconds(whole, bandwidth, latency):
         parts["exchange"] = exchanged
     if model is not None:
-        parts["model"] = machine.time({"model mac": share.batch * Llama.of(model).forward(context, layers) / 2})
-    memory = {"process": machine.base} | workload.memory(share)
-    return Prediction(whole, tokens, parts, memory, workload.disk(whole, snapshots), mesh, machine)
+        of = arithmetic.Figures.of(model)
+        flop = arithmetic.forward_flop(of, layers or of.layers, context)
+        parts["model"] = machine.time({"model mac": share.batch * flop / 2})
+    memory, saved = {"process": machine.base} | workload.memory(share), workload.memory(whole)["weights"]
+    disk = arithmetic.disk_bytes(saved, d_sae, snapshots)
+    return Prediction(whole, tokens, parts, memory, disk, mesh, machine)
 
 
 def _here() -> Machine:

@@ -13,6 +13,7 @@ import torch
 
 from ..arithmetic import (
     HELD,
+    KEPT,
     Figures,
     amount,
     cache_bytes,
@@ -251,6 +252,7 @@ def _group(size: Sizes, group: Sequence[Asked]) -> Group:
     sites = list(dict.fromkeys(str(Site(plan.site(asked))) for asked in group))
     tokens, layers = train.steps * train.batch, depth(stored(sites))
     ring = ring_bytes(size.widths(group), size.slots(group), size.number)
+    kept = KEPT * ring if ring < LONG_RING else 0
     return Group(
         list(group),
         shapes,
@@ -261,7 +263,7 @@ def _group(size: Sizes, group: Sequence[Asked]) -> Group:
         tokens * sum(step_flop(*shape) for shape in shapes),
         float(train.steps * sum(swept_bytes(*shape[:2]) for shape in shapes)),
         size(group),
-        sum(disk_bytes(*shape[:2], train.snapshots) for shape in shapes) + (3 * ring if ring < LONG_RING else 0),
+        sum(disk_bytes(saved_bytes(d_in, d_sae), d_sae, train.snapshots) for d_in, d_sae, _ in shapes) + kept,
     )
 
 
