@@ -15,6 +15,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sae_lab import training
+from sae_lab.harvest import activations
+from sae_lab.harvest.live import Activations
+from sae_lab.models import load_model
 from sae_lab.saes import build
 from sae_lab.sparse import Mesh, together
 from sae_lab.sparse import mesh as current
@@ -24,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from streams import Stream
 
 torch.set_num_threads(1)
+STORIES = [" ".join(f"cat {i} sat on mat {j}." for j in range(1 + i % 4)) for i in range(400)]
 SIZES = {"d_in": 16, "d_sae": 64}
 HOW = {
     "topk": {"k": 4, "k_aux": 8},
@@ -53,10 +57,37 @@ class Doubles(Stream):
         return made
 
 
-def trained(variant, mesh=None, until=None, **more):
+class Read:
+    """Activations of a model on a text, in float64.
+
+    Attributes:
+        passes: of the model so far.
+    """
+
+    def __init__(self, folder):
+        lm, self.passes = load_model(folder), 0
+        self._stream, self._rows = activations(lm, "L1R", text=STORIES, split="all", documents=4, buffer=512), lm.rows
+        lm.rows, self.rows = self._counted, None
+
+    def _counted(self, *asked):
+        self.passes += 1
+        return self._rows(*asked)
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def next(self, n):
+        made = {}
+        for site, r in self._stream.next(n).items():
+            x = r.x.double()
+            made[site] = r._replace(x=x, target=x)
+        return made
+
+
+def trained(variant, mesh=None, until=None, source=None, **more):
     """An SAE and its steps, to the end or until one of them."""
     sae, steps = build(variant, **SIZES, **HOW[variant], seed=1).double(), []
-    for step in training.train(sae, Doubles(), mesh=mesh, **KNOBS | more):
+    for step in training.train(sae, source or Doubles(), mesh=mesh, **KNOBS | more):
         steps.append(step)
         if step.index == until:
             break
@@ -74,9 +105,17 @@ def best_of_own_batch(mesh, n, offer):
     return s, torch.ones_like(score, dtype=torch.bool)
 
 
-WHOLE = Mesh.reduced
-BUGS = {  # mistakes that somebody could make
+def blank(self, number, row=0):
+    if number == 3:
+        raise ValueError("Block 3 is blank")
+    return READ(self, number, row)
+
+
+WHOLE, READ = Mesh.reduced, Activations._read_alone
+BUGS = {  # mistakes that somebody could make; "text" is none, but a model that reads
     "": [],
+    "text": [],
+    "unread": [(Activations, "_read_alone", blank)],
     "b_dec": [(Mesh, "reduced", broken_sum)],
     "gradients": [(members.Member, "synchronise", lambda self: None)],
     "threshold": [(together, "_best_of_batch", best_of_own_batch)],
@@ -102,11 +141,14 @@ def main():
         with pytest.MonkeyPatch.context() as patch:
             for where, what, by in BUGS[bug]:
                 patch.setattr(where, what, by)
-            sae, steps = trained(variant, mesh, **cut)
+            source = Read(given.out / "llama") if bug in ("text", "unread") else None
+            sae, steps = trained(variant, mesh, source=source, **cut)
         assert current() is None and len(sae.W_dec) == SIZES["d_sae"]
         if rank == world - 1:
             last = steps[-1].saes[0]
             numbers = {"fvu": last.fvu, "l0": last.l0, "dead": last.dead} | last.vitals | last.terms
+            if source:
+                numbers = {"passes": source.passes}
             told = {f"told.{name}": torch.tensor(float(value)) for name, value in numbers.items()}
             save_file(sae.state_dict() | told, given.out / f"{name}.safetensors")
     dist.destroy_process_group()

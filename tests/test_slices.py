@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import contextmanager
 
+import little
 import psutil
 import pytest
 import slices
@@ -68,6 +69,25 @@ def test_a_mesh_trains_what_one_process_trains(alone, tmp_path, layout):
         last = steps[-1].saes[0]
         for name, value in ({"fvu": last.fvu, "l0": last.l0, "dead": last.dead} | last.terms | last.vitals).items():
             assert found[f"told.{name}"].item() == pytest.approx(value, rel=1e-6), (variant, name)
+
+
+def test_processes_read_in_turn_what_all_are_trained_on(tmp_path):
+    little.save(tmp_path / "llama")
+    source = slices.Read(tmp_path / "llama")
+    sae, _ = slices.trained("topk", source=source)
+    for world, latents in ((2, 2), (4, 2)):
+        found = together(tmp_path, world, latents, "topk:text")["topk:text"]
+        passes = found.pop("told.passes").item()
+        assert far(sae.state_dict(), found) < 1e-12
+        assert source.passes / world <= passes <= source.passes / world + 1
+        (tmp_path / "place").unlink(missing_ok=True)
+
+
+def test_what_one_process_cannot_read_ends_all_with_its_reason(tmp_path):
+    little.save(tmp_path / "llama")
+    with started(tmp_path, 2, 2, "topk:unread") as children:
+        said = [child.communicate(timeout=120)[1] for child in children]
+    assert all(child.returncode == 1 and "ValueError: Block 3 is blank" in e for child, e in zip(children, said))
 
 
 def test_each_mistake_is_seen(alone, tmp_path):

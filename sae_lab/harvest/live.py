@@ -16,8 +16,10 @@ from ..models import LM, splice_cost
 from ..shapes import Ids, Mask
 from ..sites import Site
 from ..sources import Rows
+from ..sparse import Mesh
 from ..tokens import Blocks, TokenBlock, token_blocks
 from .stream import Stream
+from .turns import Turns, joined
 
 GIVEN = {"grad", "patched_kl"}  # what a batch can carry beside activations
 
@@ -45,6 +47,7 @@ class Activations(Stream):
         self._about = about
         self._context = (0, 0)  # block and row of the next context
         self._text: tuple[int, TokenBlock] | None = None  # the block that contexts were last taken from
+        self._turns: Turns | None = None
 
     def __repr__(self) -> str:
         return f"Activations({self.lm.name} {', '.join(self.sites)}: {self.served:,} tokens served)"
@@ -97,6 +100,10 @@ class Activations(Stream):
         parts, block = list(self._read_block(number)), self.blocks.block(number)
         return {name: torch.cat([p[name] for p in parts]) for name in parts[0]} | {"token": block.ids[block.keep]}
 
+    def share(self, mesh: Mesh | None) -> None:
+        """From here on the processes of a mesh read in turn what all of them serve; with None each by itself again."""
+        self._turns = mesh and Turns(mesh, lambda number: joined(list(self._read_alone(number))), self._empty)
+
     def describe(self) -> dict:
         """JSON that rebuilds the stream: arguments of `activations`, and what identifies model and text."""
         return {
@@ -138,6 +145,12 @@ class Activations(Stream):
         return {site: self._rows(site, found, of[site]) for site in self.sites}
 
     def _read_block(self, number: int, row: int = 0) -> Iterator[dict[str, Tensor]]:
+        if self._turns is None:
+            yield from self._read_alone(number, row)
+        elif len((whole := self._turns(number))["row"]) > row:
+            yield {name: a[row:] for name, a in whole.items()}
+
+    def _read_alone(self, number: int, row: int = 0) -> Iterator[dict[str, Tensor]]:
         block, before = self.blocks.block(number), 0
         rows = len(block.ids) if self.lm.remote else max(1, self.lm.at_once // block.ids.shape[1])
         for first in range(0, len(block.ids), rows):

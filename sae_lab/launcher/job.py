@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from ..knobs import Checked, knob
@@ -52,7 +53,7 @@ class Job(Checked):
     def but(self, **knobs: Any) -> "Job":
         """This job with other values of some knobs, as `of` takes them."""
         own, loop = {f.name for f in fields(Job)} - {"sae", "train"}, {f.name for f in fields(TrainConfig)}
-        mine = {name: value for name, value in knobs.items() if name in own}
+        mine = {n: str(value) if isinstance(value, Path) else value for n, value in knobs.items() if n in own}
         train = {name: value for name, value in knobs.items() if name in loop}
         sae = {name: value for name, value in knobs.items() if name not in own | loop}
         return replace(self, **mine, train=replace(self.train, **train), sae=self.sae | sae)

@@ -31,6 +31,7 @@ class Mesh:
         data: how many parts a batch is in.
         slice, part: which of them are this process's.
         first: whether it is the one that writes.
+        rank, world: which process this is, of how many.
     """
 
     def __init__(self, latents: int | None = None):
@@ -50,6 +51,7 @@ class Mesh:
             raise ValueError(f"latents={latents} slices do not divide {world} processes: take a divisor of {world}.")
         self.latents, self.data = latents, world // latents
         self.slice, self.part, self.first = rank % latents, rank // latents, rank == 0
+        self.rank, self.world = rank, world
         slices = [list(range(p * latents, (p + 1) * latents)) for p in range(self.data)]
         parts = [list(range(s, world, latents)) for s in range(latents)]
         self._groups = {
@@ -111,6 +113,13 @@ class Mesh:
     def local(self, bounds: list[int], d_sae: int) -> list[int]:
         """Where prefixes of the whole dictionary end in a slice of d_sae latents."""
         return [min(max(bound - self.slice * d_sae, 0), d_sae) for bound in bounds]
+
+    def sent(self, t: Tensor, source: int) -> Tensor:
+        """What one process has, for all; in place, contiguous, of the same shape everywhere."""
+        group = self._words if t.device.type == "cpu" else self._groups["all"]
+        if t.numel():
+            dist.broadcast(t.view(torch.uint8), source, group)
+        return t
 
     def told(self, what: Callable[[], Any]) -> Any:
         """What the first process finds, for all; what goes wrong there goes wrong everywhere.

@@ -91,7 +91,10 @@ class _Training:
         self.rng = own_rng(config.seed, {member.silent.device for member in members})
 
     def run(self, described: dict[str, Any], resume: bool) -> Iterator[Step]:
+        share = getattr(self.source, "share", None) if self.mesh else None
         try:
+            if share:
+                share(self.mesh)
             self.diary.open(self.members, self.source, described, resume)
             of = {**described["source"], **described["about"], "tokens": self.config.tokens}
             for member in self.members:
@@ -105,6 +108,8 @@ class _Training:
             self.diary.beat("failed", self._step(), error=f"{type(error).__name__}: {error}")
             raise
         finally:
+            if share:
+                share(None)
             for member in self.members if self.diary.opened else ():
                 member.release()
             self.diary.close()

@@ -13,7 +13,7 @@ from ..saes import SAE
 from ..sources import Source
 from ..sparse import Mesh
 from .config import TrainConfig
-from .diary import Diary, environment
+from .diary import Diary, environment, measured
 from .member import Member
 from .steps import Step
 
@@ -41,6 +41,10 @@ class Shared(Diary):
     def _configs(
         self, members: list[Member], source: Source, described: dict[str, Any], resume: bool
     ) -> list[dict[str, Any]]:
+        known = [run.folder / "config.json" for run in self.folders]
+        if not self.mesh.told(lambda: bool(known) and all(file.exists() for file in known)):
+            for member in members:
+                measured(member, source)  # by all: what the processes read in turn they read together
         return self.mesh.told(lambda: super(Shared, self)._configs(members, source, described, resume))
 
     @property
