@@ -11,6 +11,8 @@ import json
 import linecache
 import os
 import sys
+import threading
+import time
 import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -108,6 +110,11 @@ def application(server):
                 self.set_status(503)
                 self.finish({"detail": "All replicas are busy."})
                 return
+            if server.fault("limit"):
+                self.set_status(429)
+                self.set_header("Retry-After", "7")
+                self.finish({"detail": "Too many requests."})
+                return
             request = RequestModel.model_validate_json(self.get_body_argument("data"))
             blob = self.request.files["blob"][0]["body"]
             said = json.loads(request.model_key.split(":", 1)[1])
@@ -128,7 +135,7 @@ def application(server):
             self.finish(ResponseModel(id=job, status=Status.RECEIVED, description="received").model_dump_json())
 
     class Response(Handler):
-        def get(self, job):
+        async def get(self, job):
             if not self.allowed():
                 return
             if server.fault("noise"):
@@ -137,7 +144,14 @@ def application(server):
             if job not in server.states:
                 self.set_status(404)
                 return
-            self.finish(server.states[job])
+            if server.fault("drip"):
+                for letter in server.states[job]:
+                    self.write(letter)
+                    await self.flush()
+                    await asyncio.sleep(0.3)
+            else:
+                self.write(server.states[job])
+            self.finish()
 
     class Result(web.RequestHandler):  # a presigned address asks for no key
         async def get(self, job):
@@ -178,6 +192,13 @@ def application(server):
     return web.Application(routes)
 
 
+def until_alone(parent):
+    """Ends the process when the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
+
+
 def main(folder, name, port="0"):
     sys.meta_path.insert(0, Hidden())
     import torch
@@ -199,6 +220,7 @@ def main(folder, name, port="0"):
         print(sockets[0].getsockname()[1], flush=True)
         await asyncio.Event().wait()
 
+    threading.Thread(target=until_alone, args=(os.getppid(),), daemon=True).start()
     asyncio.run(serve())
 
 

@@ -1,6 +1,6 @@
-"""One process of a training on a mesh: python tests/slices.py PLACE RANK WORLD LATENTS OUT VARIANT[:BUG][@STEP] ...
+"""A training on a mesh: python tests/slices.py WORLD LATENTS OUT VARIANT[:BUG][@STEP] ...
 
-PLACE is a file by which the processes find each other; what each makes of a variant goes to OUT/VARIANT.safetensors.
+What WORLD processes make of a variant goes to OUT/VARIANT.safetensors. They are forked once everything is imported.
 """
 
 import argparse
@@ -126,13 +126,18 @@ BUGS = {  # mistakes that somebody could make; "text" is none, but a model that 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("place")
-    parser.add_argument("numbers", nargs=3, type=int)
+    parser.add_argument("numbers", nargs=2, type=int)
     parser.add_argument("out", type=Path)
     parser.add_argument("variants", nargs="+")
     given = parser.parse_args()
-    rank, world, latents = given.numbers
-    dist.init_process_group("gloo", init_method=f"file://{given.place}", rank=rank, world_size=world)
+    world, latents = given.numbers
+    place, others = given.out / f"place-{os.getpid()}", []
+    for rank in (*range(1, world), 0):
+        if rank and (child := os.fork()):
+            others.append(child)
+        else:
+            break
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=world)
     mesh = Mesh(latents)
     for name in given.variants:
         name, _, until = name.partition("@")
@@ -152,6 +157,9 @@ def main():
             told = {f"told.{name}": torch.tensor(float(value)) for name, value in numbers.items()}
             save_file(sae.state_dict() | told, given.out / f"{name}.safetensors")
     dist.destroy_process_group()
+    if rank == 0:
+        ended = [os.waitpid(child, 0)[1] for child in others]
+        sys.exit(int(any(ended)))
 
 
 if __name__ == "__main__":

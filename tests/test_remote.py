@@ -32,7 +32,7 @@ KEY = "a-key-of-this-test"
 def serving(folder, port=0, name="lab/little"):
     """The address of a server in a process of its own that cannot import sae_lab."""
     command = [sys.executable, str(Path(__file__).parent / "ndif.py"), str(folder), name, str(port)]
-    bare = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"NDIF_API_KEY": KEY}
+    bare = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"NDIF_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=bare, cwd="/")
     try:
         yield f"http://127.0.0.1:{child.stdout.readline().strip()}"
@@ -217,17 +217,26 @@ def test_training_on_a_server_directly_is_refused(far, address, tmp_path):
         sl.estimate(model="lab/little", remote=address, site="L1R", d_sae=64, cache=str(tmp_path))
 
 
-@pytest.mark.parametrize("fault", ["silent", "busy", "lost", "cut", "garbled", "slow", "noise", "queue"])
+FAULTS = {"silent": 1, "busy": 1, "lost": 2, "cut": 1, "garbled": 1, "slow": 1, "noise": 1, "queue": 1, "drip": 1}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_what_goes_wrong_once_is_tried_again(here, address, folder, text, fault, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    deadline = 1.0 if fault in ("silent", "lost", "slow", "queue") else 60.0
+    deadline = 1.0 if fault in ("silent", "lost", "slow", "queue", "drip") else 60.0
     far = load_model("lab/little", remote=Server(address, deadline=deadline), files=folder, dtype="float32")
     asked(address, fault)
     equal(here.read(*[text[0], ["L1R"]]), far.read(text[0], ["L1R"]))
-    computed = {"silent": 1, "busy": 1, "lost": 2, "cut": 1, "garbled": 1, "slow": 1, "noise": 1, "queue": 1}
-    assert requests(address) == computed[fault]  # what was computed and only lost on its way is fetched again
+    assert requests(address) == FAULTS[fault]  # what was computed and only lost on its way is fetched again
     assert far.server.requests == 1 and not (Path("/") / "opened-as-a-pickle").exists()
     assert not Path("opened-as-a-pickle").exists()
+
+
+def test_a_server_that_asks_for_patience_has_it(far, address, text, monkeypatch):
+    pauses = []
+    asked(address, "limit")
+    monkeypatch.setattr(door.time, "sleep", pauses.append)
+    assert far.read(text[0], ["L1R"]) and pauses.count(7.0) == 1
 
 
 def test_a_result_that_could_execute_is_refused(address, folder, text, monkeypatch, tmp_path):

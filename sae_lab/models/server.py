@@ -11,8 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pickle import UnpicklingError
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -101,7 +104,7 @@ class Server:
         fetched again: it is computed, and paid for, once."""
         with self._client(self.host, {"ndif-api-key": key} if key else {}) as client:
             if not job.known:
-                job.id = self._submitted(client, request, blob, end)
+                job.id, job.known = self._submitted(client, request, blob, end), True
             said = self._persist(lambda: self._done(client, job, end), end)
         return self._persist(lambda: _opened(self._fetched(str(said.data or ""), end)), end)
 
@@ -118,7 +121,8 @@ class Server:
         }
         files = {"blob": ("request", blob, "application/octet-stream")}
         address, form = f"{self.host}/request", {"data": request.metadata()}
-        reply = _checked(client.post(address, data=form, files=files, headers=about, timeout=_left(end)))
+        send = partial(client.post, address, data=form, files=files, headers=about, timeout=_left(end))
+        reply = _checked(_within(end, send))
         self.sent += len(blob)
         return _said(reply).id
 
@@ -130,7 +134,7 @@ class Server:
         """
         pause, longest = ASKED
         while True:
-            reply = client.get(f"{self.host}/response/{job.id}", timeout=_left(end))
+            reply = _within(end, partial(client.get, f"{self.host}/response/{job.id}", timeout=_left(end)))
             job.known = reply.status_code != 404  # not yet, or no more
             if job.known:
                 said = _said(_checked(reply))
@@ -147,16 +151,12 @@ class Server:
         if not address:
             raise _Again("the job is done and there is no result")
         _trusted(address, here=urlsplit(self.host).hostname in LOOPBACK)
-        parts = []
-        with self._client(address, {}) as client, client.stream("GET", address, timeout=_left(end)) as reply:
-            if not reply.is_success:
-                reply.read()
-                raise _Again(f"{reply.status_code} instead of the result")
-            for part in reply.iter_bytes():
-                self.received += len(part)
-                parts.append(part)
-                _left(end)
-        return b"".join(parts)
+        with self._client(address, {}) as client:
+            reply = _within(end, partial(client.get, address, timeout=_left(end)))
+        if not reply.is_success:
+            raise _Again(f"{reply.status_code} instead of the result")
+        self.received += len(reply.content)
+        return reply.content
 
     def _persist(self, what: Callable[[], T], end: float | None = None) -> T:
         """What comes of it, tried again where that may help: until the deadline, or as often as there are attempts.
@@ -170,7 +170,7 @@ class Server:
             except (httpx.LocalProtocolError, httpx.UnsupportedProtocol):
                 raise
             except (httpx.HTTPError, httpx.InvalidURL, _Again) as error:
-                pause = min(FIRST * 2**attempt, LONGEST)
+                pause = max(min(FIRST * 2**attempt, LONGEST), min(getattr(error, "wait", 0.0), self.deadline))
                 late = attempt + 1 >= self.attempts if end is None else time.monotonic() + pause > end
                 if late:
                     raise _Again(str(error) or type(error).__name__) from None
@@ -202,7 +202,11 @@ class _Job:
 
 
 class _Again(Exception):
-    """What went wrong may go right the next time."""
+    """What went wrong may go right the next time, after so many seconds at the earliest."""
+
+    def __init__(self, said: str, wait: float = 0.0):
+        super().__init__(said)
+        self.wait = wait
 
 
 def _key() -> str:
@@ -227,6 +231,26 @@ def _left(end: float) -> float:
     return left
 
 
+def _within(end: float, what: Callable[[], T]) -> T:
+    """What comes of it before the deadline: a server that drips byte after byte passes every timeout between bytes."""
+    found: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            found.put((what(), None))
+        except BaseException as error:
+            found.put((None, error))
+
+    Thread(target=work, daemon=True).start()
+    try:
+        value, failed = found.get(timeout=_left(end))
+    except Empty:
+        raise _Again("the deadline passed") from None
+    if failed:
+        raise failed
+    return value
+
+
 def _checked(reply: httpx.Response) -> httpx.Response:
     if reply.is_success:
         return reply
@@ -236,7 +260,8 @@ def _checked(reply: httpx.Response) -> httpx.Response:
     except ValueError:
         said = reply.text[:500]
     if reply.status_code in AGAIN:
-        raise _Again(f"{reply.status_code} {said}")
+        asked = reply.headers.get("retry-after", "")
+        raise _Again(f"{reply.status_code} {said}", float(asked) if asked.isdecimal() else 0.0)
     way = " Set NDIF_API_KEY to a valid key." if reply.status_code in (401, 403) else ""
     raise RemoteFailed(f"{reply.url.host} refused: {reply.status_code} {said}{way}")
 
