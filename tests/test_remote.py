@@ -18,6 +18,7 @@ from sae_lab import reading
 from sae_lab.caching import caching, fill
 from sae_lab.cli import main
 from sae_lab.harvest import activations
+from sae_lab.launcher.job import Job, place
 from sae_lab.models import Edit, RemoteFailed, Server, load_model
 from sae_lab.models import server as door
 from sae_lab.reading import model_of
@@ -330,6 +331,14 @@ def test_a_file_does_not_say_where_the_key_is_sent(far, address, tmp_path, monke
     model_of(sae)
     model_of(sae, "tiny")
     assert [(name, how["remote"]) for (name,), how in asked] == [("lab/little", True), ("tiny", False)]
+
+
+def test_a_job_says_how_long_it_waits_and_where_its_sae_is(far, here, address):
+    job = Job.of(model="lab/little", remote=address, deadline=7.0, cache="c", device="cuda:1")
+    assert job.from_json(job.to_json()) == job and job.to_json()["deadline"] == 7.0
+    assert "deadline" not in Job().to_json()
+    assert place(job, far) == torch.device("cuda:1")  # the model is elsewhere, the SAE is not
+    assert place(job.but(remote=None), here) == here.device
 
 
 def test_a_wrong_key_an_unknown_model_and_a_trace_that_fails_are_said(far, address, folder, text, monkeypatch):

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 from ..models import LM
-from .making import reading, size
+from .making import expected, reading, size
 
-BLOCKS = 4  # of the text that are tokenised to know how long the others are
 WAIT = 2.0  # seconds that a server takes for a request beside sending its result, an assumption
 SPEED = 20e6  # bytes a second of the line to it, an assumption
 
@@ -64,13 +62,8 @@ def cache_cost(
     if tokens < 1:
         raise ValueError(f"tokens={tokens} must be at least 1.")
     source = reading(lm, sites, **options)
-    number = min(BLOCKS, ceil((source.blocks.once or BLOCKS * source.blocks.documents) / source.blocks.documents))
-    blocks = [source.blocks.block(i) for i in range(number)]
-    each = max(1, sum(int(block.keep.sum()) for block in blocks)) / len(blocks)
-    shards = ceil(tokens / each)
-    if source.blocks.once:
-        shards = min(shards, ceil(source.blocks.once / source.blocks.documents))
-    tokens, widths = round(shards * each), [source.d_in(name.removesuffix(".grad")) for name in source.names]
+    tokens, shards = expected(source, tokens)
+    widths = [source.d_in(name.removesuffix(".grad")) for name in source.names]
     grads = any(name.endswith(".grad") for name in source.names)
     received = tokens * sum(widths) * lm.dtype.itemsize if lm.remote else 0
     disk = size(widths, tokens, dtype)

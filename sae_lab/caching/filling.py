@@ -5,14 +5,14 @@ from contextlib import suppress
 from typing import Any
 
 from ..models import LM
-from ..runs import Run
+from ..runs import Run, RunInUse
 from .making import caching
 from .making import reading as source
 from .serving import Cached
 
 
 def fill(lm: LM, sites: Any, tokens: int, folder: str, run: Run | None, **reading: Any) -> None:
-    """`cache`, for a run whose process was started for it.
+    """`cache`, for a run whose process was started for it: it waits while another process adds to the same cache.
 
     Raises:
         SystemExit: the run is told to stop; what was read is in the cache.
@@ -27,12 +27,29 @@ def fill(lm: LM, sites: Any, tokens: int, folder: str, run: Run | None, **readin
             alike = all(kept.head.get(key) == value for key, value in asked.items() if key != "buffer")
             if alike and kept.tokens >= tokens:
                 return  # others may be adding to it
-    for step in caching(lm, sites, tokens, folder, **reading | how):
-        if launched:
-            run.mark("starting", cached=step.tokens)
-        while launched and run.wanted == "pause":
-            run.mark("paused", cached=step.tokens)
-            time.sleep(0.1)
-        if launched and run.wanted == "stop":
-            run.mark("stopped", cached=step.tokens)
-            raise SystemExit(0)
+    cached = 0
+    while True:
+        try:
+            for step in caching(lm, sites, tokens, folder, **reading | how):
+                cached = step.tokens
+                if launched:
+                    _heed(run, cached)
+            return
+        except RunInUse:
+            if not launched:
+                raise
+            _heed(run, cached)  # somebody else is at it, and what is there then is not read again
+            time.sleep(0.5)
+
+
+def _heed(run: Run, cached: int) -> None:
+    """Raises:
+    SystemExit: as `fill`.
+    """
+    run.mark("starting", cached=cached)
+    while run.wanted == "pause":
+        run.mark("paused", cached=cached)
+        time.sleep(0.1)
+    if run.wanted == "stop":
+        run.mark("stopped", cached=cached)
+        raise SystemExit(0)

@@ -4,9 +4,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from ..harvest import Activations, activations
 from ..models import LM
@@ -18,6 +20,7 @@ from .shards import Shards
 
 ADDRESS = 3 * 8  # bytes: a row's token, document and place in it
 DOCUMENTS = 16  # in a shard that is one request
+BLOCKS = 4  # of a text that are tokenised to know how long the others are
 SPARE = 1.02  # of the disk, for what is beside the numbers
 
 
@@ -43,11 +46,12 @@ def cache(
     """Activations of a model on a text, on a disk: read once, trained on as often as one likes, without the model.
 
     Interrupted, the same call goes on behind the last whole shard; asked for more tokens, it adds to what is there. Of
-    a remote model each shard is one request.
+    a remote model each shard is one request; what its server has under a name and revision is taken to be the same.
 
     Args:
         tokens: at least, since shards are whole; fewer where the text ends before.
-        folder: or any address that fsspec knows ("s3://...", with the library for it).
+        folder: or any address that fsspec knows ("s3://...", with the library for it), where nothing keeps two
+            processes from adding to it at once.
         dtype: of what is stored: "float16", "bfloat16", "float32", or "int8" with a scale per token; how much is lost
             is measured (`Cached.error`).
         options: those of `activations`: text, seed, split, context, documents (of a shard) ...; needs={"grad"} stores
@@ -79,9 +83,10 @@ def caching(
     head["widths"] = {name: source.d_in(name.removesuffix(".grad")) for name in source.names}
     shards = Shards(folder)
     with _alone(shards):
-        held = sum(m["rows"] for m in shards.there().values()) if shards.begun else 0
-        _room(source, shards, tokens - held, dtype)
+        there = shards.there() if shards.begun else {}
+        _room(source, shards, tokens, sum(m["rows"] for m in there.values()), dtype)
         shards.begin(head)
+        _same_text(source, shards, there)
         yield from _add(source, shards, tokens, dtype)
 
 
@@ -130,16 +135,43 @@ def _add(source: Activations, shards: Shards, tokens: int, dtype: str) -> Iterat
         yield Progress(done, tokens, number + 1, taken, True)
 
 
-def _room(source: Activations, shards: Shards, tokens: int, dtype: str) -> None:
+def expected(source: Activations, tokens: int) -> tuple[int, int]:
+    """(tokens, shards) that a cache of at least so many tokens will have, told from the text's first blocks."""
+    blocks, end = source.blocks, source.blocks.once
+    some = [blocks.block(i) for i in range(BLOCKS if end is None else min(BLOCKS, ceil(end / blocks.documents)))]
+    each = max(1, sum(int(block.keep.sum()) for block in some)) / len(some)
+    shards = ceil(tokens / each)
+    if end is not None:
+        shards = min(shards, ceil(end / blocks.documents))
+    return round(shards * each), shards
+
+
+def _same_text(source: Activations, shards: Shards, there: dict[int, dict[str, Any]]) -> None:
+    """Raises:
+    ValueError: if the first shard that is there is of another text: names and functions do not tell.
+    """
+    for number in sorted(there)[:1]:
+        block, kept = source.blocks.block(number), shards.read(number, there[number]).get("token")
+        if kept is None or not torch.equal(block.ids[block.keep], kept):
+            raise ValueError(
+                f"The cache at {shards.where!r} holds other tokens than this text begins with, though it is called the "
+                "same: choose another folder."
+            )
+
+
+def _room(source: Activations, shards: Shards, tokens: int, held: int, dtype: str) -> None:
     """Raises:
     OSError: if the disk is too small for what is missing.
     """
-    needed = int(SPARE * size([source.d_in(name.removesuffix(".grad")) for name in source.names], tokens, dtype))
-    free = shutil.disk_usage(shards.root).free if shards.local else needed
-    if needed > free:
+    widths = [source.d_in(name.removesuffix(".grad")) for name in source.names]
+    needs = lambda tokens: int(SPARE * size(widths, tokens - held, dtype))  # noqa: E731
+    free = shutil.disk_usage(shards.root).free if shards.local else needs(tokens)
+    if needs(tokens) > free and source.blocks.once is not None:
+        tokens = min(tokens, expected(source, tokens)[0])  # the text may end before
+    if (needed := needs(tokens)) > free:
         raise OSError(
-            f"{tokens:,} tokens of {', '.join(source.names)} in {dtype} need {needed / 1e9:.3g} GB, and the disk of "
-            f"{shards.where!r} has {free / 1e9:.3g} GB free. Take fewer tokens or sites, int8, or another disk."
+            f"{tokens - held:,} tokens of {', '.join(source.names)} in {dtype} need {needed / 1e9:.3g} GB, and the "
+            f"disk of {shards.where!r} has {free / 1e9:.3g} GB free. Take fewer tokens or sites, int8, or another disk."
         )
 
 

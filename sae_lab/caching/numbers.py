@@ -9,7 +9,9 @@ DTYPES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}  # bytes of a nu
 
 
 def packed(x: Rows, dtype: str) -> tuple[dict[str, Tensor], float]:
-    """(what is stored of rows, by the ending of its name; how much is lost, relative to their norm).
+    """(what is stored of rows, by the ending of its name; how much is lost, relative to their spread about the mean).
+
+    Its square is the FVU of what is stored.
 
     int8 has a scale per token: its largest coordinate is 127.
 
@@ -29,7 +31,14 @@ def packed(x: Rows, dtype: str) -> tuple[dict[str, Tensor], float]:
     back = unpacked(stored)
     if not back.isfinite().all():
         raise ValueError(f"An activation of {x.abs().max():.3g} is beyond {dtype}: take dtype='bfloat16'.")
-    return stored, float((back - x).norm() / x.norm().clamp(min=torch.finfo(torch.float32).tiny))
+    return stored, _lost(x, back)
+
+
+def _lost(x: Rows, back: Rows) -> float:
+    largest = x.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    x, back = x / largest, back.float() / largest  # squares of large numbers overflow
+    whole = float((x - x.mean(0)).norm() if len(x) > 1 else x.norm())
+    return float((back - x).norm()) / whole if whole else 0.0
 
 
 def unpacked(stored: dict[str, Tensor]) -> Rows:

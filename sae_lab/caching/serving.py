@@ -19,7 +19,8 @@ RING = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # others are serv
 class Cached(Stream):
     """An endless stream of shuffled activations out of a cache, from its beginning again where it ends.
 
-    Batches are those of `activations` with the same seed, sites and buffer, but for what the stored precision lost.
+    Batches are those of `activations` with the same seed, sites and buffer, but for what the stored precision lost. A
+    cache of fewer tokens than the buffer is shuffled as a whole.
 
     Attributes:
         tokens: that it holds.
@@ -68,7 +69,9 @@ class Cached(Stream):
 
     @property
     def error(self) -> dict[str, float]:
-        """How much of the activations the stored precision lost, relative to their norm: root mean square of shards."""
+        """How much of the activations the stored precision lost, relative to their spread about the mean: root mean
+        square of shards. Its square is an FVU, which no SAE can go below. What the model's own precision lost before is
+        not in it."""
         return {
             name: (sum(m["rows"] * m["error"][name] ** 2 for m in self.manifests) / self.tokens) ** 0.5
             for name in self.names
@@ -110,7 +113,10 @@ class Cached(Stream):
             if rows[name] is None or rows[name].shape != shape:
                 raise Damaged(f"Shard {number} of {self.shards.where!r} lacks rows of {name!r}. Cache it again.")
         for name in self.names:
-            rows[name] = unpacked({e: found[f"{name}{e}"] for e in ("", ".scale") if f"{name}{e}" in found})
+            parts = {e: found[f"{name}{e}"] for e in ("", ".scale") if f"{name}{e}" in found}
+            if (".scale" in parts) != (self.head["stored"] == "int8") or parts.get(".scale", found["doc"]).dim() != 1:
+                raise Damaged(f"Shard {number} of {self.shards.where!r} has scales of {name!r} that do not fit it.")
+            rows[name] = unpacked(parts)
         return rows
 
     def _read_block(self, number: int, row: int = 0) -> Iterator[dict[str, Tensor]]:

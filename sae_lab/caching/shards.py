@@ -8,6 +8,7 @@ import json
 import re
 import zlib
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class Shards:
         said = _json(self._fs.cat_file(self._path(HEAD)), self._path(HEAD))
         if said.get("format") != FORMAT:
             raise Damaged(f"{self._path(HEAD)} does not say format {FORMAT!r}: it is no cache of this package's.")
+        if not _is_head(said):
+            raise Damaged(f"{self._path(HEAD)} does not say what was cached. It was altered: cache again elsewhere.")
         return said
 
     def begin(self, head: dict[str, Any]) -> None:
@@ -106,7 +109,7 @@ class Shards:
         for name in sorted(name for name in sizes if re.fullmatch(r"\d{6,}\.json", name)):
             file = f"{name[:-5]}.safetensors"
             said = _json(self._fs.cat_file(self._path(name)), self._path(name))
-            if not {"rows", "bytes", "crc32", "error"} <= said.keys() or not _counts(said["rows"], said["bytes"]):
+            if not _is_manifest(said):
                 raise Damaged(f"{self._path(name)} is no manifest of a shard. Delete it, and cache again.")
             if sizes.get(file) != said["bytes"]:
                 raise Damaged(
@@ -161,8 +164,21 @@ class Shards:
             self._fs.pipe_file(self._path(name), data)
 
 
-def _counts(*numbers: Any) -> bool:
-    return all(type(n) is int and n > 0 for n in numbers)
+def _is_manifest(said: dict[str, Any]) -> bool:
+    counts, error = [said.get("rows"), said.get("bytes")], said.get("error")
+    if not all(type(n) is int and n > 0 for n in counts) or type(said.get("crc32")) is not int:
+        return False
+    return isinstance(error, dict) and all(isinstance(e, float | int) and 0 <= e < inf for e in error.values())
+
+
+def _is_head(said: dict[str, Any]) -> bool:
+    """Whether it says what a cache must know of itself, in the types that it has them in."""
+    kinds = {"sites": list, "needs": list, "widths": dict, "stored": str, "seed": int, "documents": int}
+    if not all(isinstance(said.get(key), kind) for key, kind in kinds.items()):
+        return False
+    names = [*said["sites"], *said["needs"], *said["widths"]]
+    widths = said["widths"].values()
+    return all(isinstance(n, str) for n in names) and all(type(w) is int and w > 0 for w in widths)
 
 
 def _name(number: int) -> str:

@@ -7,8 +7,8 @@ from rich.progress import Progress
 
 from ..caching import DTYPES, Cached, cache_cost, caching
 from ..knobs import knob
-from ..launcher import REMOTE
-from ..models import load_model
+from ..launcher import REMOTE, Job
+from ..models import Server, load_model
 from . import say
 from .commands import options, parsed
 from .progress import CONSOLE, note
@@ -22,6 +22,7 @@ def run_cache(argv: list[str], as_json: bool) -> None:
         "verify": (bool, knob(False, help="read all of a cache that is there, and compare every checksum")),
         "model": (str, knob("tiny", help="whose activations: tiny, a folder or a hub name")),
         "remote": (str | None, knob(None, help=REMOTE)),
+        "deadline": (float, knob(Job.deadline, 1.0, 1e6, "seconds that a server has for one request")),
         "sites": (tuple[str, ...], knob(("L2R",), help="where in it")),
         "tokens": (int, knob(1_000_000, 1, 10**12, "at least so many; special ones are left out")),
         "stored": (str, knob("float16", choices=tuple(DTYPES), help="in which precision; int8 has a scale per token")),
@@ -37,7 +38,8 @@ def run_cache(argv: list[str], as_json: bool) -> None:
     if given.verify:
         found = Cached(given.folder)
         return say(_told(found), as_json, f"{found!r}\nall {found.verify()} shards are what was written")
-    lm = load_model(given.model, device=given.device, dtype=given.dtype, remote=given.remote or False)
+    remote = Server(given.remote, given.deadline) if given.remote else False
+    lm = load_model(given.model, device=None if remote else given.device, dtype=given.dtype, remote=remote)
     reading = {"text": given.text, "column": given.column, "seed": given.seed, "context": given.context}
     cost = cache_cost(lm, given.sites, given.tokens, dtype=given.stored, **reading)
     if given.plan:
@@ -50,7 +52,7 @@ def run_cache(argv: list[str], as_json: bool) -> None:
             bar.update(task, completed=step.tokens, description=f"cache, {step.bytes / 1e6:,.0f} MB")
     found = Cached(given.folder)
     lost = ", ".join(f"{name} {error:.2g}" for name, error in found.error.items())
-    return say(_told(found), as_json, f"{found!r}\nlost by the precision, relative to their norm: {lost}")
+    return say(_told(found), as_json, f"{found!r}\nlost by the precision, relative to their spread: {lost}")
 
 
 def _told(found: Cached) -> dict:

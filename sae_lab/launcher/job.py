@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..knobs import Checked, knob
 from ..runs import Run, fresh
 from ..saes import REGISTRY, build, configured, variant
@@ -12,7 +14,8 @@ from ..sites import Site
 from ..training import Step, TrainConfig, train
 from ..training.loop import SAMPLE
 
-BUFFER = 65_536  # tokens in the ring of a stream; said of a job only where it is another
+BUFFER = 65_536  # tokens in the ring of a stream
+LATER = ("buffer", "remote", "deadline", "gpus", "slices", "nodes", "rendezvous")  # said only where it is not as usual
 GLANCE = 2048  # tokens on which a snapshot is spliced in
 REMOTE = "a server that has the model: ndif, or an address; None: it is loaded here"
 
@@ -29,6 +32,7 @@ class Job(Checked):
     column: str | None = knob(None, help="the field of the text that is read; None: found where only one holds strings")
     device: str | None = knob(None, help="where to compute; None: a GPU if there is one")
     dtype: str | None = knob(None, help="precision of the model; None: as it is stored, float32 on a CPU")
+    deadline: float = knob(300.0, 1.0, 1e6, "seconds that a server has for one request, before it is tried again")
     gpus: int = knob(1, 1, 4096, "devices of this machine that share one SAE; with device=cpu, processes")
     slices: int | None = knob(
         None, 1, 4096, "how many of them share its latents, the rest its tokens; None: all of them"
@@ -64,8 +68,7 @@ class Job(Checked):
         return ({"transcode": True} if Site(self.site).target != self.site else {}) | self.sae
 
     def to_json(self) -> dict[str, Any]:
-        saved = asdict(self)
-        return saved if self.buffer != BUFFER else {name: value for name, value in saved.items() if name != "buffer"}
+        return {n: v for n, v in asdict(self).items() if n not in LATER or v != getattr(type(self), n)}
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "Job":
@@ -93,7 +96,7 @@ def run_job(job: Job) -> Iterator[Step]:
     else:
         source = stream(job, lm, variant(job.variant).needs)
         sae = build(job.variant, d_in=source.d_in(job.site), seed=job.seed, **job.own)
-        steps = train(sae.to(lm.device) if lm else sae, source, run=run.folder, config=job.train)
+        steps = train(sae.to(place(job, lm)) if lm else sae, source, run=run.folder, config=job.train)
     for step in steps:
         yield step
         if lm and job.evaluation:
@@ -103,7 +106,7 @@ def run_job(job: Job) -> Iterator[Step]:
 
         run.mark("evaluating")
         try:
-            run.write_eval(evaluate(run.sae.to(lm.device), lm, tokens=job.evaluation).to_json())
+            run.write_eval(evaluate(run.sae.to(place(job, lm)), lm, tokens=job.evaluation).to_json())
         finally:
             run.mark("done")
 
@@ -119,7 +122,7 @@ def _recover(run: Run, lm: Any, job: Job) -> None:
                 "step": step,
                 "tokens": step * job.train.batch,
                 "ce_recovered": evaluate(
-                    run.snapshot(step).to(lm.device), lm, split="validation", tokens=GLANCE, spliced=GLANCE
+                    run.snapshot(step).to(place(job, lm)), lm, split="validation", tokens=GLANCE, spliced=GLANCE
                 ).ce_recovered.value,
             },
         )
@@ -127,8 +130,6 @@ def _recover(run: Run, lm: Any, job: Job) -> None:
 
 def devices() -> list[str]:
     """Where this machine can train."""
-    import torch
-
     return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
 
 
@@ -136,9 +137,18 @@ def reader(job: Job) -> Any:
     """The model of a job; none for planted activations."""
     if job.model == "planted":
         return None
-    from ..models import load_model
+    from ..models import Server, load_model
 
-    return load_model(job.model, device=job.device, dtype=job.dtype, remote=job.remote or False)
+    remote = Server(job.remote, job.deadline) if job.remote else False
+    return load_model(job.model, device=None if remote else job.device, dtype=job.dtype, remote=remote)
+
+
+def place(job: Job, lm: Any) -> torch.device:
+    """Where a job's SAE is: beside its model, if that is here."""
+    if lm and not lm.remote:
+        return lm.device
+    usual = "cuda" if lm and torch.cuda.is_available() else "cpu"
+    return torch.device(job.device or usual)
 
 
 def stream(job: Job, lm: Any, needs: Set[str], sites: Sequence[str] = ()) -> Any:
@@ -152,16 +162,22 @@ def stream(job: Job, lm: Any, needs: Set[str], sites: Sequence[str] = ()) -> Any
     if job.cache:
         from ..caching import Cached, fill
 
-        tokens = None
-        if job.remote:
+        tokens = _served(job)
+        if job.remote and tokens is None:
             tokens = job.train.tokens + job.train.calibration_tokens + max(job.train.sample or 0, SAMPLE) + job.buffer
             fill(lm, sites, tokens, job.cache, Run(job.run) if job.run else None, needs=needs & {"grad"}, **reading)
-        return Cached(
-            job.cache, sites, tokens=tokens, buffer=job.buffer, device=lm.device if lm else job.device or "cpu"
-        )
+        return Cached(job.cache, sites, tokens=tokens, buffer=job.buffer, device=place(job, lm))
     from ..harvest import GIVEN, activations
 
     return activations(lm, sites, needs=needs & GIVEN, buffer=job.buffer, **reading)
+
+
+def _served(job: Job) -> int | None:
+    """How many tokens of its cache a job was trained on before it was cut short: the cache may have grown since."""
+    if job.run is None or not Run(job.run).exists:
+        return None
+    about = Run(job.run).config.get("source", {})
+    return about.get("tokens") if about.get("cache") else None
 
 
 def checked(job: Job, detached: bool = True) -> Any:
