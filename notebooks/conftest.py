@@ -13,6 +13,7 @@ LONGEST = (
     "01_first_sae.ipynb",
     "04_what_do_latents_mean.ipynb",
     "07_steering.ipynb",
+    "10_remote_and_many.ipynb",
     "09_llama_scope.ipynb",
     "05_splitting_and_geometry.ipynb",
     "06_same_data_different_seeds.ipynb",

@@ -275,6 +275,31 @@ def test_a_server_that_goes_down_costs_no_shard_twice(here, folder, tmp_path):
     equal(own.block(len(own.manifests) - 1), found.block(len(own.manifests) - 1))
 
 
+def test_a_job_that_outlives_its_client_is_fetched_and_not_asked_for_again(here, folder, tmp_path):
+    reading = dict(HOW, dtype="float32")
+    with serving(folder) as address:
+        brief = Server(address, deadline=1.0, attempts=1)
+        asked(address, "queue")
+        with pytest.raises(RemoteFailed):
+            far = load_model("lab/little", remote=brief, files=folder, dtype="float32")
+            sl.cache(far, "L1R", 300, tmp_path / "far", **reading)
+        left = json.loads((tmp_path / "far" / "asked.json").read_text())
+        assert left["shard"] == 0 and left["host"] == address and len(left["jobs"]) == 1
+        far = load_model("lab/little", remote=Server(address, deadline=60), files=folder, dtype="float32")
+        found = sl.cache(far, "L1R", 300, tmp_path / "far", **reading)
+        assert requests(address) == len(found.manifests) == far.server.requests
+        assert not (tmp_path / "far" / "asked.json").exists()
+    equal(sl.cache(here, "L1R", 300, tmp_path / "here", **reading).block(0), found.block(0))
+
+
+@pytest.mark.parametrize("said", ["", "[]", '{"shard": 0, "jobs": [7, "../x"]}', '{"shard": 0, "jobs": ["gone"]}'])
+def test_a_job_that_nobody_knows_is_asked_for_anew(far, address, tmp_path, said):
+    (tmp_path / "asked.json").write_text(said.replace("}", f', "host": "{address}"}}'))
+    asked(address)
+    found = sl.cache(far, "L1R", 300, tmp_path, **dict(HOW, dtype="float32"))
+    assert requests(address) == len(found.manifests)
+
+
 def test_a_fault_in_the_middle_of_a_harvest_loses_nothing(here, address, folder, tmp_path):
     far = load_model("lab/little", remote=Server(address, deadline=60), files=folder, dtype="float32")
     asked(address, "cut", "busy", "garbled")

@@ -14,6 +14,7 @@ from ..harvest import Activations, activations
 from ..models import LM
 from ..runs import RunInUse
 from ..runs.lock import Lock
+from .asking import asked
 from .numbers import DTYPES, packed
 from .serving import Cached
 from .shards import Shards
@@ -125,12 +126,13 @@ def _add(source: Activations, shards: Shards, tokens: int, dtype: str) -> Iterat
         enough = done >= tokens and number > max(there, default=-1)
         if enough or number * source.blocks.documents >= (source.blocks.once or inf):
             return
-        rows, error = source.block(number), {}
-        stored = {name: rows[name] for name in ("token", "doc", "position")}
-        for name in source.names:
-            parts, error[name] = packed(rows[name], dtype)
-            stored |= {f"{name}{ending}": part for ending, part in parts.items()}
-        manifest = shards.append(number, stored, {"error": error})
+        with asked(source.lm, shards, number):
+            rows, error = source.block(number), {}
+            stored = {name: rows[name] for name in ("token", "doc", "position")}
+            for name in source.names:
+                parts, error[name] = packed(rows[name], dtype)
+                stored |= {f"{name}{ending}": part for ending, part in parts.items()}
+            manifest = shards.append(number, stored, {"error": error})
         done, taken = done + manifest["rows"], taken + manifest["bytes"]
         yield Progress(done, tokens, number + 1, taken, True)
 

@@ -190,7 +190,7 @@ def checked(job: Job, detached: bool = True) -> Any:
         raise TypeError("d_in is the model's to say: leave it out.")
     if job.cache and "patched_kl" in variant(job.variant).needs:
         raise ValueError(
-            f"{job.variant!r} needs the model at every step: it is trained without cache=, on a model here."
+            f"cache={job.cache!r} has no model, which {job.variant!r} needs at every step: train it without, on one here."
         )
     if job.remote and not job.cache:
         raise ValueError(
@@ -213,6 +213,7 @@ def _check_devices(job: Job) -> None:
     world = job.gpus * job.nodes
     if world == 1:
         return
+    many = f"gpus={job.gpus}" if job.gpus > 1 else f"nodes={job.nodes}"
     if job.device != "cpu" and job.gpus >= len(devices()):
         raise ValueError(
             f'gpus={job.gpus}, but this machine has {len(devices()) - 1}. device="cpu" makes them processes of the CPU.'
@@ -220,12 +221,12 @@ def _check_devices(job: Job) -> None:
     if job.nodes > 1 and not job.rendezvous:
         raise ValueError(f"nodes={job.nodes} have to find each other: rendezvous='HOST:PORT' of the first of them.")
     if job.remote:
-        raise ValueError(f"gpus={job.gpus} read a cache that is there: fill it first, `sae-lab cache --remote`.")
+        raise ValueError(f"{many} read a cache that is there: fill it first, `sae-lab cache --remote`.")
     slices = job.slices or world
     if world % slices:
         raise ValueError(f"slices={slices} does not divide {world} devices: take a divisor of {world}.")
     if not variant(job.variant).in_slices:
         known = ", ".join(sorted(name for name, made in REGISTRY.items() if made.in_slices))
-        raise ValueError(f"{job.variant!r} is trained on one device. On several: {known}.")
+        raise ValueError(f"{many}: {job.variant!r} is trained on one device. On several: {known}.")
     if job.train.batch % (world // slices):
         raise ValueError(f"batch={job.train.batch} cannot be shared out among {world // slices}: take a multiple.")

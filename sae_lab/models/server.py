@@ -16,7 +16,7 @@ from itertools import count
 from pickle import UnpicklingError
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -48,6 +48,7 @@ class Server:
         said: what it last said of a job: "QUEUED", "RUNNING" ...
         sent, received: bytes so far.
         requests: answered so far, in `seconds` altogether.
+        memory: of what it was asked, where somebody keeps that.
     """
 
     def __init__(self, host: str | None = None, deadline: float = 300.0, attempts: int = 4):
@@ -68,6 +69,7 @@ class Server:
         self.deadline, self.attempts = deadline, attempts
         self.sent = self.received = self.requests = 0
         self.seconds, self.said = 0.0, ""
+        self.memory: Memory | None = None
         nnsight.register("sae_lab")  # what is used of it travels by its source: no server has it installed
 
     def __repr__(self) -> str:
@@ -83,8 +85,8 @@ class Server:
         Raises:
             RemoteFailed: no answer after all attempts, a refusal, or a trace that failed there.
         """
-        began, job = time.monotonic(), _Job()
-        key = _key()
+        began, before = time.monotonic(), self.memory.next() if self.memory else ""
+        job, key = _Job(before, recalled=bool(before)), _key()
         try:
             found = self._persist(lambda: self._once(job, key, request, blob, time.monotonic() + self.deadline))
         except _Again as error:
@@ -103,8 +105,13 @@ class Server:
         """One attempt. A job that the server still knows is waited for, not sent again; what fails once it is done is
         fetched again: it is computed, and paid for, once."""
         with self._client(self.host, {"ndif-api-key": key} if key else {}) as client:
+            if job.recalled:
+                reply = _within(end, partial(client.get, f"{self.host}/response/{job.id}", timeout=_left(end)))
+                job.recalled, job.known = False, reply.status_code != 404
             if not job.known:
                 job.id, job.known = self._submitted(client, request, blob, end), True
+                if self.memory:
+                    self.memory.note(job.id)
             said = self._persist(lambda: self._done(client, job, end), end)
         return self._persist(lambda: _opened(self._fetched(str(said.data or ""), end)), end)
 
@@ -195,10 +202,19 @@ class Backend(RemoteBackend):
 
 @dataclass
 class _Job:
-    """What a server was asked to do, and whether it knows of it."""
+    """What a server was asked to do, whether it knows of it, and whether it was asked before this process began."""
 
     id: str = ""
     known: bool = False
+    recalled: bool = False
+
+
+class Memory(Protocol):
+    """Ids of jobs in the order in which they are asked for, kept beyond this process."""
+
+    def next(self) -> str: ...
+
+    def note(self, job: str) -> None: ...
 
 
 class _Again(Exception):
