@@ -280,8 +280,8 @@ def test_a_job_that_outlives_its_client_is_fetched_and_not_asked_for_again(here,
     with serving(folder) as address:
         brief = Server(address, deadline=1.0, attempts=1)
         asked(address, "queue")
+        far = load_model("lab/little", remote=brief, files=folder, dtype="float32")
         with pytest.raises(RemoteFailed):
-            far = load_model("lab/little", remote=brief, files=folder, dtype="float32")
             sl.cache(far, "L1R", 300, tmp_path / "far", **reading)
         left = json.loads((tmp_path / "far" / "asked.json").read_text())
         assert left["shard"] == 0 and left["host"] == address and len(left["jobs"]) == 1

@@ -1,6 +1,6 @@
-"""What a server was asked for a shard, kept until the shard is whole: after a kill its results are fetched, not paid for
-again."""
+"""What a server was asked for a shard, kept until the shard is whole: killed, one fetches it and pays for it once."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +11,7 @@ from ..runs import Damaged, read_json, write_json
 from .shards import Shards
 
 FILE = "asked.json"
+ID = re.compile(r"[A-Za-z0-9-]{1,100}")
 
 
 class Asked:
@@ -24,9 +25,7 @@ class Asked:
         except Damaged:
             said = {}  # the worst that comes of it is to ask again
         if isinstance(said, dict) and {key: said.get(key) for key in about} == about:
-            self._jobs = [
-                job for job in said.get("jobs", []) if isinstance(job, str) and job.replace("-", "").isalnum()
-            ]
+            self._jobs = [job for job in said.get("jobs", []) if isinstance(job, str) and ID.fullmatch(job)]
 
     def next(self) -> str:
         """The id of the job that was asked for here before; empty if none was."""

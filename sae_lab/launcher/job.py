@@ -189,9 +189,7 @@ def checked(job: Job, detached: bool = True) -> Any:
     if "d_in" in job.sae:
         raise TypeError("d_in is the model's to say: leave it out.")
     if job.cache and "patched_kl" in variant(job.variant).needs:
-        raise ValueError(
-            f"cache={job.cache!r} has no model, which {job.variant!r} needs at every step: train it without, on one here."
-        )
+        raise ValueError(f"cache={job.cache!r} has no model, which {job.variant!r} needs at every step: leave it out.")
     if job.remote and not job.cache:
         raise ValueError(
             f"remote={job.remote!r}: what a server reads is kept, so that no token is paid for twice. Give a folder "
