@@ -11,6 +11,7 @@ from .sites import Site
 
 PER_NONZERO = 12  # FLOP per latent kept and number of d_in: six products of a row, forward and backward
 HELD = 16  # bytes per parameter in training: weight, gradient, two moments, each in float32
+WRITTEN = 12  # bytes per parameter that a checkpoint is put together in, on the CPU: weight and two moments
 SWEPT = 40  # bytes moved per parameter and step: gradient zeroed, added to, measured; Adam reads four, writes three
 ROWS = 8  # float32 copies of a batch's rows that a step has at once: x, target, x_hat, their gradients ...
 NONZERO = 48  # bytes per latent kept: value, latent, token, and the same for gradient and transpose

@@ -116,6 +116,15 @@ def test_a_group_is_as_large_as_memory_lets_it_be():
         grouped(Sizes(replace(plan, memory=1.0), LLAMA, gpu=True), 1e9)
 
 
+def test_where_a_checkpoint_is_put_together_it_takes_memory():
+    plan = Plan.of(["topk"], site="L0R", k=16, d_sae=[1024, 4096], seeds=1, tokens=10**6, dtype="bfloat16", context=64)
+    here, there = Sizes(plan, LLAMA, gpu=False), Sizes(plan, LLAMA, gpu=True)
+    (every,) = plan.groups
+    page = 2 * (8192 - 2048) * (6 * 4096 + 3 * 14_336 + 4096)  # a GPU reads more text at once
+    largest = 12 * (2 * 4096 * 4096 + 4096 + 4096)  # weight and two moments, one SAE after another
+    assert here(every) - there(every) == largest - page
+
+
 def test_the_bytes_of_a_group_are_those_of_its_tensors():
     sae = build("topk", d_in=64, d_sae=512, k=8)
     adam = Adam(sae.named_parameters())
@@ -362,6 +371,7 @@ def _out(capsys, line: list[str]) -> str:
         ('studied = 5000\nsites = ["L0R", "L1R"]', "studies are of one site, and there are 2"),
         ('devices = ["gpu0"]', "devices names 'gpu0': write cpu, cuda"),
         ("memory = 0", "memory=0 must lie in"),
+        ("gpus = 2", "gpus=2, nodes=1 share one SAE, .* give devices="),
         ('variants = ["topkk"]', "Did you mean 'topk'"),
         ("[shape]\nd_model = 8", r"\[shape\] has d_model, .* 'layers' is missing"),
         (

@@ -36,6 +36,7 @@ def test_the_wheel_holds_code_and_data(tmp_path):
         "cli/__init__.py",
         "report.css",
         "papers.bib",
+        "sweeps/llama-scope.toml",
         "panels/faces/cloud.js",
         "panels/faces/cloud.css",
         "panels/faces/figures.js",

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..arithmetic import Figures, amount, model_bytes, ring_bytes, sae_bytes, stored
+from ..arithmetic import WRITTEN, Figures, amount, model_bytes, ring_bytes, sae_bytes, sae_params, stored
 from ..launcher import checked
 from ..models import figures
 from ..runs import Run
@@ -51,7 +51,8 @@ def grouped(size: "Sizes", most: float) -> list[list[Asked]]:
 
 
 class Sizes:
-    """Bytes of groups in training: model, ring, and of each SAE weights, gradient, moments and what a step makes."""
+    """Bytes of groups in training: model, ring, and of each SAE weights, gradient, moments and what a step makes; on a
+    CPU a checkpoint is put together in the same memory, one SAE after another."""
 
     def __init__(self, plan: Plan, of: Figures, gpu: bool):
         self.plan, self.of, self.gpu = plan, of, gpu
@@ -61,7 +62,8 @@ class Sizes:
     def __call__(self, group: Sequence[Asked]) -> int:
         widths, ring = self.widths(group), ring_bytes(self.widths(group), self.slots(group), self.number)
         at_once = 8192 if self.gpu else 2048
-        return OWN + model_bytes(self.of, at_once, widths, self.number) + ring + sum(map(self.sae, group))
+        held = OWN + model_bytes(self.of, at_once, widths, self.number) + ring + sum(map(self.sae, group))
+        return held if self.gpu else held + max(WRITTEN * sae_params(*self.shape(asked)[:2]) for asked in group)
 
     def slots(self, group: Sequence[Asked]) -> int:
         """Tokens in a group's ring: a multiple of the batch."""

@@ -207,6 +207,10 @@ class Plan(Checked):
         Raises:
             ValueError, KeyError, TypeError: for what a variant cannot be asked; before anything is trained.
         """
+        if self.job.gpus * self.job.nodes > 1:
+            raise ValueError(
+                f"gpus={self.job.gpus}, nodes={self.job.nodes} share one SAE, and a sweep has many: give devices=[...]."
+            )
         for asked in self.saes:
             checked(self.job_of(asked, Path()), detached)
         names = [asked.name for asked in self.saes]
