@@ -40,6 +40,7 @@ HOW = {
     "llama_scope": {"k": 4},
     "gradient": {"k": 4, "k_aux": 8},
 }
+BRIEF = {"tokens": 12 * 64}  # enough to see a mistake
 KNOBS = {"tokens": 50 * 64, "batch": 64, "lr": 1e-2, "dead_after": 192, "calibration_tokens": 256, "log_every": 10}
 
 
@@ -147,6 +148,7 @@ def main():
             for where, what, by in BUGS[bug]:
                 patch.setattr(where, what, by)
             source = Read(given.out / "llama") if bug in ("text", "unread") else None
+            cut |= BRIEF if bug and source is None else {}
             sae, steps = trained(variant, mesh, source=source, **cut)
         assert current() is None and len(sae.W_dec) == SIZES["d_sae"]
         if rank == world - 1:

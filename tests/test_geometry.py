@@ -1,6 +1,7 @@
 """Maps of directions: planted groups lie together, neighbours are exact, and chance is known in closed form."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,3 +189,17 @@ def test_trustworthiness_is_scikit_learns(monkeypatch):
     near = np.linalg.norm(picture[:, None] - picture[None], axis=-1).argsort(1)[:, 1:8]
     assert trustworthiness(rows, near) == pytest.approx(theirs(rows.numpy(), picture, n_neighbors=7), abs=1e-6)
     assert trustworthiness(rows, nearest(rows, rows, 7, themselves=True).index) == pytest.approx(1)
+
+
+def test_a_map_that_is_being_made_is_not_begun_twice(monkeypatch, tmp_path):
+    monkeypatch.setenv("SAE_LAB_CACHE", str(tmp_path))
+    begun, alive = [], SimpleNamespace(poll=lambda: None)
+    monkeypatch.setattr("sae_lab.runs.kept.subprocess.Popen", lambda *a, **how: begun.append(a) or alive)
+    of = {"directions": directions(40)}
+    for _ in range(2):
+        Kept("sae_lab.geometry", of, {"seed": 0}).start()
+    Kept("sae_lab.geometry", of, {"seed": 1}).start()
+    assert len(begun) == 2
+    alive.poll = lambda: 1  # it failed: another try is one
+    Kept("sae_lab.geometry", of, {"seed": 0}).start()
+    assert len(begun) == 3

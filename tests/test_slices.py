@@ -84,7 +84,8 @@ def test_what_one_process_cannot_read_ends_all_with_its_reason(tmp_path):
     assert status == 1 and said.count("ValueError: Block 3 is blank") == 2
 
 
-def test_each_mistake_is_seen(alone, tmp_path):
+def test_each_mistake_is_seen(tmp_path):
+    alone = {variant: slices.trained(variant, **slices.BRIEF) for variant in ("topk", "batchtopk")}
     bugs = ["topk:b_dec", "topk:gradients", "batchtopk:threshold", "topk:cut", "topk:dead"]
     made = together(tmp_path, 4, 2, *bugs)
     for name, found in made.items():
@@ -108,7 +109,7 @@ def test_a_checkpoint_goes_on_in_any_layout(alone, tmp_path):
 
 
 def job(folder, **more):
-    asked = {"variant": "batchtopk", "model": "planted", "site": "L1R", "d_sae": 128, "k": 8, "tokens": 120 * 256}
+    asked = {"variant": "batchtopk", "model": "planted", "site": "L1R", "d_sae": 128, "k": 8, "tokens": 60 * 256}
     asked |= {"batch": 256, "checkpoint_steps": 10, "snapshots": 0, "gpus": 2, "device": "cpu", "run": str(folder)}
     return asked | {"calibration_tokens": 1024, "choose_in": "float32"} | more
 

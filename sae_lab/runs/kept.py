@@ -18,7 +18,7 @@ from torch import Tensor
 from .files import read_json, write_json
 from .tensors import read_tensors, write_tensors
 
-_children: list[subprocess.Popen] = []  # so that each is reaped though nobody waits for it
+_children: dict[Path, subprocess.Popen] = {}  # by what they make: each is reaped, and none is started twice
 
 
 class Kept:
@@ -33,18 +33,23 @@ class Kept:
         self._module, self._tensors, self._settings = module, tensors, settings
 
     def start(self, **more: Tensor) -> None:
-        """Begins to make the result unless it is there; the process is given `more` beside what identifies it."""
+        """Begins to make the result unless it is there, or being made for somebody else in this process.
+
+        The new process is given `more` beside what identifies the result.
+        """
         if self.ready:
             return
-        inside = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
+        self._inside = inside = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
+        self._work = _children.get(self.folder)
+        if self._work is not None and self._work.poll() is None:
+            return
         inside.mkdir(parents=True, exist_ok=True)
         write_tensors(inside / "given.safetensors", {**self._tensors, **more})
         write_json(inside / "settings.json", self._settings | {"result": str(self._file)}, durable=False)
         with open(inside / "errors.txt", "wb") as errors:
             command = [sys.executable, "-m", self._module, str(inside)]
             self._work = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
-        self._inside = inside
-        _children.append(self._work)
+        _children[self.folder] = self._work
 
     @property
     def _file(self) -> Path:
@@ -68,8 +73,9 @@ class Kept:
                 raise TimeoutError(f"Not ready after {timeout:g} s: wait longer, it goes on.") from None
             self._work = None
             if not self.ready:
-                said = (self._inside / "errors.txt").read_text().strip().splitlines()[-1:]
-                shutil.rmtree(self._inside)
+                errors = self._inside / "errors.txt"
+                said = errors.read_text().strip().splitlines()[-1:] if errors.exists() else []  # told to another
+                shutil.rmtree(self._inside, ignore_errors=True)
                 raise RuntimeError(f"The process that makes it failed: {' '.join(said) or 'it was killed'}.")
         return read_tensors(self._file)
 
