@@ -141,7 +141,7 @@ def application(server):
             if server.fault("noise"):
                 self.finish("<html>One moment, please</html>")
                 return
-            if job not in server.states:
+            if server.fault("early") or job not in server.states:
                 self.set_status(404)
                 return
             if server.fault("drip"):

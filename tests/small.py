@@ -22,6 +22,14 @@ def small_llama(folder: Path) -> LM:
     return load_model(str(folder))
 
 
+def llama_and_text(folder: Path) -> dict[str, str]:
+    """A small Llama and a text in a folder: the knobs that name them."""
+    small_llama(folder / "model")
+    texts = [f"A text about number {i} and what came after {i * 7 % 31}." for i in range(400)]
+    (folder / "text.txt").write_text("<|endoftext|>".join(texts))
+    return {"model": str(folder / "model"), "text": str(folder / "text.txt")}
+
+
 def identity(d_in: int = 32, over: float = 0.0, silent: Sequence[int] = ()) -> SAE:
     """relu(x) - relu(-x) = x: an SAE that changes nothing; or relu(x - over) ..., some of whose latents never fire."""
     sae = build("relu", d_in=d_in, d_sae=2 * d_in, choose_in="float32")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import small_llama
+from small import llama_and_text
 
 import sae_lab as sl
 from sae_lab import arithmetic
@@ -37,11 +37,7 @@ LLAMA = Figures(d_model=4096, layers=32, mlp=14_336, heads=32, kv_heads=8, head_
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a small Llama and a text: the knobs that name them."""
-    folder = tmp_path_factory.mktemp("llama")
-    small_llama(folder / "model")
-    texts = [f"A text about number {i} and what came after {i * 7 % 31}." for i in range(400)]
-    (folder / "text.txt").write_text("<|endoftext|>".join(texts))
-    return {"model": str(folder / "model"), "text": str(folder / "text.txt"), "context": 64}
+    return llama_and_text(tmp_path_factory.mktemp("llama")) | {"context": 64}
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from small import small_llama
+from small import llama_and_text
 
 import sae_lab as sl
 from sae_lab.runs import Run
@@ -68,11 +68,7 @@ def end(session: str) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    small_llama(folder / "model")
-    texts = [f"A text about number {i} and what came after {i * 7 % 31}." for i in range(400)]
-    (folder / "text.txt").write_text("<|endoftext|>".join(texts))
-    return {"model": str(folder / "model"), "text": str(folder / "text.txt")}
+    return llama_and_text(tmp_path_factory.mktemp("llama"))
 
 
 def python(code: str, env: dict) -> str:

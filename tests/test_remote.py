@@ -8,6 +8,7 @@ import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import little
 import pytest
@@ -233,6 +234,13 @@ def test_what_goes_wrong_once_is_tried_again(here, address, folder, text, fault,
     assert not Path("opened-as-a-pickle").exists()
 
 
+def test_a_job_whose_state_never_came_is_asked_after_again(here, address, folder, text):
+    far = load_model("lab/little", remote=Server(address, deadline=1.5), files=folder, dtype="float32")
+    asked(address, "early", "drip")
+    equal(here.read(text[0], ["L1R"]), far.read(text[0], ["L1R"]))
+    assert requests(address) == 1
+
+
 def test_a_server_that_asks_for_patience_has_it(far, address, text, monkeypatch):
     pauses = []
     asked(address, "limit")
@@ -290,6 +298,23 @@ def test_a_job_that_outlives_its_client_is_fetched_and_not_asked_for_again(here,
         assert requests(address) == len(found.manifests) == far.server.requests
         assert not (tmp_path / "far" / "asked.json").exists()
     equal(sl.cache(here, "L1R", 300, tmp_path / "here", **reading).block(0), found.block(0))
+
+
+def test_what_another_thread_asks_is_no_part_of_a_shard(far, address, tmp_path):
+    seen, whole = [], far.rows
+
+    def rows(*asked):
+        other = Thread(target=lambda: seen.append(far.server.memory))
+        other.start()
+        other.join()
+        seen.append(far.server.memory)
+        return whole(*asked)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(far, "rows", rows)
+        sl.cache(far, "L1R", 100, tmp_path, **dict(HOW, dtype="float32"))
+    assert set(seen[::2]) == {None} and None not in seen[1::2]
+    assert far.server.memory is None
 
 
 @pytest.mark.parametrize("said", ["", "[]", '{"shard": 0, "jobs": [7, "../x"]}', '{"shard": 0, "jobs": ["gone"]}'])

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from small import small_llama
+from small import llama_and_text
 from test_panels import HOSTILE, log, texts, until, written
 
 import sae_lab as sl
@@ -24,11 +24,7 @@ def panel(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    small_llama(folder / "model")
-    texts = [f"A text about number {i} and what came after {i * 7 % 31}." for i in range(400)]
-    (folder / "text.txt").write_text("<|endoftext|>".join(texts))
-    return {"model": str(folder / "model"), "text": str(folder / "text.txt"), "context": 64}
+    return llama_and_text(tmp_path_factory.mktemp("llama")) | {"context": 64}
 
 
 def swept(folder, plan: Plan, done: int) -> Run:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from small import small_llama
+from small import llama_and_text
 from streams import Stream
 
 from sae_lab import plots
@@ -420,11 +420,7 @@ def test_what_is_asked_wrongly_is_told_before_anything_is_made(wrong, said, tmp_
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A folder with a small Llama and a text: the knobs that name them."""
-    folder = tmp_path_factory.mktemp("llama")
-    small_llama(folder / "model")
-    texts = [f"A text about number {i} and what came after {i * 7 % 31}." for i in range(400)]
-    (folder / "text.txt").write_text("<|endoftext|>".join(texts))
-    return {"model": str(folder / "model"), "text": str(folder / "text.txt"), "context": 64}
+    return llama_and_text(tmp_path_factory.mktemp("llama")) | {"context": 64}
 
 
 def test_the_command_line_sweeps_and_says_what_python_reads(model, tmp_path, capsys):

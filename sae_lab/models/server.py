@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 from pickle import UnpicklingError
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Thread, local
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -48,7 +48,6 @@ class Server:
         said: what it last said of a job: "QUEUED", "RUNNING" ...
         sent, received: bytes so far.
         requests: answered so far, in `seconds` altogether.
-        memory: of what it was asked, where somebody keeps that.
     """
 
     def __init__(self, host: str | None = None, deadline: float = 300.0, attempts: int = 4):
@@ -69,11 +68,20 @@ class Server:
         self.deadline, self.attempts = deadline, attempts
         self.sent = self.received = self.requests = 0
         self.seconds, self.said = 0.0, ""
-        self.memory: Memory | None = None
+        self._here = local()
         nnsight.register("sae_lab")  # what is used of it travels by its source: no server has it installed
 
     def __repr__(self) -> str:
         return f"Server({self.host}: {self.requests:,} requests, {self.received / 1e6:,.1f} MB received)"
+
+    @property
+    def memory(self) -> "Memory | None":
+        """Of what this thread asks it, where somebody keeps that; others' requests are none of it."""
+        return getattr(self._here, "memory", None)
+
+    @memory.setter
+    def memory(self, kept: "Memory | None") -> None:
+        self._here.memory = kept
 
     def backend(self, key: str) -> "Backend":
         """What a trace of the model of this key is given."""
@@ -141,7 +149,9 @@ class Server:
         """
         pause, longest = ASKED
         while True:
-            reply = _within(end, partial(client.get, f"{self.host}/response/{job.id}", timeout=_left(end)))
+            ask = partial(client.get, f"{self.host}/response/{job.id}", timeout=_left(end))
+            job.known = True  # while no answer comes: to ask again costs nothing, to send it again is paid for
+            reply = _within(end, ask)
             job.known = reply.status_code != 404  # not yet, or no more
             if job.known:
                 said = _said(_checked(reply))
