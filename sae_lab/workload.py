@@ -8,6 +8,7 @@ work by part and unit; a machine gives seconds per unit (`planning`). What a uni
 import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
+from typing import NamedTuple
 
 UNITS = {
     "mac int8": "multiply-add of the dense product, in 8 bits",
@@ -22,8 +23,10 @@ UNITS = {
     "hit": "number over a floor that stays",
     "nonzero": "latent kept, or to be told whether: sorted, compared, compacted",
     "near": "number of a gathered row that is in a core's own cache, multiplied and added",
-    "far": "number of a gathered row that is not",
-    "far row": "gathered row that is not in a core's own cache",
+    "far": "number of a gathered row that is not, but in the last cache",
+    "far row": "such a row",
+    "distant": "number of a gathered row that is in no cache",
+    "distant row": "such a row",
     "written": "number of a gradient, written",
     "streamed": "number of a weight or gradient, read once in order",
     "moved": "parameter moved by Adam",
@@ -165,11 +168,18 @@ class Step:
         return (2 * LOST * largest + HALF) * math.sqrt(self.d_in)
 
 
+class Caches(NamedTuple):
+    """Bytes that a core has to itself (L2), and of the last cache before memory (L3)."""
+
+    own: float
+    last: float
+
+
 Amounts = dict[str, dict[str, float]]  # part -> unit -> how much
 
 
-def step(s: Step, cache: float) -> Amounts:
-    """The work of one step by part, where a core has `cache` bytes to itself."""
+def step(s: Step, cache: Caches) -> Amounts:
+    """The work of one step by part."""
     return {
         "encoder product": product(s, cache),
         "choice": choice(s, cache),
@@ -179,7 +189,7 @@ def step(s: Step, cache: float) -> Amounts:
     }
 
 
-def product(s: Step, cache: float) -> dict[str, float]:
+def product(s: Step, cache: Caches) -> dict[str, float]:
     """The one dense product; where more is over a floor than there is room for, it is made again."""
     times = 1 + (s.kind.rule != "token" and s.hits > USUAL)
     out = {f"mac {s.choose_in}": times * s.batch * s.weights}
@@ -187,12 +197,12 @@ def product(s: Step, cache: float) -> dict[str, float]:
         return out | {"scan": s.batch * s.d_sae, "streamed": s.weights * (s.choose_in == "bfloat16")}
     shares = min(PARTS, -(-s.batch // 8))
     blocks = times * shares * -(-s.batch // (shares * TOKENS))
-    far = min(1.0, max(0.0, 2 * s.weights / cache - 1))
+    far = min(1.0, max(0.0, 2 * s.weights / cache.own - 1))
     panels = {"near panel": blocks * s.weights * (1 - far), "far panel": blocks * s.weights * far}
     return out | panels | {"code": s.weights + s.batch * s.d_in, "score": times * s.batch * s.d_sae, "kernel": times}
 
 
-def choice(s: Step, cache: float) -> dict[str, float]:
+def choice(s: Step, cache: Caches) -> dict[str, float]:
     """Those over a floor, and exact values of those that may be."""
     out = {"nonzero": s.batch * s.candidates}
     if s.kind.rule == "token" and s.choose_in == "int8":
@@ -210,7 +220,7 @@ def seen_again(d_sae: int, most: float) -> float:
     return room * (1 + max(0.0, math.log(d_sae / (2 * room)) / math.log(room / most)))
 
 
-def sparse(s: Step, cache: float) -> dict[str, float]:
+def sparse(s: Step, cache: Caches) -> dict[str, float]:
     """The decoder forward, the gradient of its latents, and the gradients of both weights."""
     n = s.batch * s.k
     by_token, by_latent = gathered(2 * n, s.d_sae, s.d_in, cache), gathered(2 * n, s.batch, s.d_in, cache)
@@ -223,19 +233,26 @@ def optimiser(s: Step) -> dict[str, float]:
     return {"moved": 2 * s.weights, "held": s.weights * s.kind.unit, "streamed": read * s.weights}
 
 
-def rest(s: Step, cache: float) -> dict[str, float]:
+def rest(s: Step, cache: Caches) -> dict[str, float]:
     """Passes over the batch, and what is done once for each latent, and once."""
     numbers = s.batch * s.d_in
     fresh = s.kind.passes + 4 * (s.kind.levels - 1) + 2 / s.log_every
-    where = "far element" if 3 * FLOAT * numbers > cache else "near element"
+    where = "far element" if 3 * FLOAT * numbers > cache.own else "near element"
     pages = fresh * FLOAT * numbers / 4096 * (FLOAT * numbers >= FRESH)
     return {where: (fresh + READ) * numbers, "page": pages, "latent": s.d_sae, "step": 1}
 
 
-def gathered(rows: float, of: int, width: int, cache: float) -> dict[str, float]:
-    """Rows taken here and there from a table of `of`: those in a core's cache and those from farther away."""
-    far = rows * max(0.0, 1 - cache / (FLOAT * of * width))
-    return {"near": (rows - far) * width, "far": far * width, "far row": far}
+def gathered(rows: float, of: int, width: int, cache: Caches) -> dict[str, float]:
+    """Rows taken here and there from a table of `of`: those in a core's cache, those in the last one and those in none.
+
+    Half of the last cache is the table's: the rest holds what else goes by.
+    """
+    table = FLOAT * of * width
+    distant = rows * max(0.0, 1 - max(cache.own, cache.last / 2) / table)
+    far = rows * max(0.0, 1 - cache.own / table) - distant
+    near = rows - far - distant
+    numbers = {"near": near * width, "far": far * width, "distant": distant * width}
+    return numbers | {"far row": far, "distant row": distant}
 
 
 def add(*amounts: dict[str, float]) -> dict[str, float]:

@@ -19,9 +19,9 @@ from sae_lab.planning.gauging import Fixed, explained
 from sae_lab.saes import REGISTRY, Batch, build
 from sae_lab.sparse import Adam, kernels, native, preacts
 from sae_lab.sparse.coarse import available
-from sae_lab.workload import KINDS, UNITS, Collective, Mesh, Step
+from sae_lab.workload import KINDS, UNITS, Caches, Collective, Mesh, Step
 
-BIG = 2**30  # a cache that holds everything
+BIG = Caches(2**30, 2**30)  # one that holds everything
 HAND = Step("topk", d_in=100, d_sae=1000, k=10, batch=64)
 needs_8_bits = pytest.mark.skipif(not available(), reason="this CPU does not multiply 8-bit numbers four at a time")
 
@@ -29,7 +29,9 @@ needs_8_bits = pytest.mark.skipif(not available(), reason="this CPU does not mul
 def machine(**seconds):
     """One that takes a nanosecond for everything but what is given."""
     about = {"host": "paper", "cpu": "none"}
-    return Machine(dict.fromkeys(UNITS, 1e-9) | seconds, 2**21, 1, 10**8, {1: "float32", 128: "int8"}, about)
+    return Machine(
+        dict.fromkeys(UNITS, 1e-9) | seconds, Caches(2**21, 2**25), 1, 10**8, {1: "float32", 128: "int8"}, about
+    )
 
 
 # arithmetic
@@ -56,15 +58,23 @@ def test_the_other_parts_of_a_step():
     assert choice["near"] == 64 * 26 * 100
     assert choice["candidate"] == pytest.approx(64 * 128 * (1 + math.log(1000 / 256) / math.log(128 / 26)))
     sparse = workload.sparse(HAND, BIG)
-    assert sparse == {"near": 4 * 640 * 100, "far": 0, "far row": 0, "nonzero": 640 * 1.5, "written": 200_000}
+    none = dict.fromkeys(("far", "far row", "distant", "distant row"), 0)
+    assert sparse == {"near": 4 * 640 * 100, "nonzero": 640 * 1.5, "written": 200_000} | none
     assert workload.optimiser(HAND) == {"moved": 200_000, "held": 100_000, "streamed": 300_000}
     rest = workload.rest(HAND, BIG)
     assert rest == {"near element": pytest.approx(9.2 * 6400), "page": 0, "latent": 1000, "step": 1}
 
 
 def test_a_table_twice_the_cache_is_missed_half_of_the_time():
-    found = workload.gathered(rows=10, of=1000, width=100, cache=200_000)
-    assert found == {"near": 500, "far": 500, "far row": 5}
+    found = workload.gathered(rows=10, of=1000, width=100, cache=Caches(200_000, 10**7))
+    assert found == {"near": 500, "far": 500, "distant": 0, "far row": 5, "distant row": 0}
+
+
+def test_a_table_as_large_as_the_last_cache_is_in_none_half_of_the_time():
+    found = workload.gathered(rows=10, of=1000, width=100, cache=Caches(40_000, 400_000))
+    assert found == {"near": 100, "far": 400, "distant": 500, "far row": 4, "distant row": 5}
+    small = workload.gathered(rows=10, of=1000, width=100, cache=Caches(200_000, 200_000))
+    assert small == {"near": 500, "far": 0, "distant": 500, "far row": 0, "distant row": 5}
 
 
 def test_a_batch_too_large_for_kept_memory_is_written_to_new_pages():
@@ -82,7 +92,7 @@ def test_where_more_fires_than_there_is_room_for_the_product_is_made_twice():
 
 def test_a_prediction_is_amounts_times_seconds():
     found = sl.predict("topk", d_in=100, d_sae=1000, k=10, batch=64, tokens=640, choose_in="int8", machine=machine())
-    want = 1e-9 * sum(sum(amounts.values()) for amounts in workload.step(HAND, 2**21).values())
+    want = 1e-9 * sum(sum(amounts.values()) for amounts in workload.step(HAND, machine().cache).values())
     assert found.step_seconds == pytest.approx(want)
     assert found.steps == 10
     assert found.seconds == pytest.approx(10 * want)
@@ -102,7 +112,7 @@ def test_a_prediction_is_amounts_times_seconds():
 def test_more_never_takes_less(variant, grown):
     small = {"d_in": 256, "d_sae": 8192, "batch": 1024, "k": 16}
     steps = [Step(variant, **small | {grown: small[grown] * times}) for times in (1, 2, 4, 8)]
-    times = [sum(machine().times(workload.step(s, 2**21)).values()) for s in steps]
+    times = [sum(machine().times(workload.step(s, machine().cache)).values()) for s in steps]
     assert times == sorted(times)
     totals = [sum(workload.memory(s).values()) for s in steps]
     assert totals == sorted(totals)
@@ -315,5 +325,5 @@ def test_the_command_line_predicts_for_another_machine(tmp_path, capsys):
     assert said["seconds"] == pytest.approx(found.seconds)
     assert said["step"]["choose_in"] == "int8"
     assert main([*asked[:-1], str(tmp_path / "none.json")]) == 2
-    assert gauging.own_cache() >= 2**16
+    assert 2**16 <= gauging.caches().own <= gauging.caches().last
     assert native.PARTS == workload.PARTS

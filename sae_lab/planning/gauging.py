@@ -25,11 +25,12 @@ from ..sites import Site
 from ..sources import Rows, Statistics
 from ..sparse import Adam, Support, choice_dtype, dots, encode, latent_sums, sums, topk
 from ..training import train
-from ..workload import Step, add, gathered
+from ..workload import FLOAT, Caches, Step, add, gathered
 from .machine import Machine
 
-# nothing that is tried is larger: batch, d_in, d_sae, k of a step, and bytes of any table (a latent's codes are bytes)
+# no step that is tried is larger: batch, d_in, d_sae, k; and bytes of a table, but for those that no cache holds
 LARGEST, TABLE = (1024, 256, 4096, 16), 2**22
+BEYOND, MOST = 4, 2**30  # times the last cache, and bytes at most, of a table that is read from memory
 STEPS = ((256, 64, 1024, 8), (1024, 64, 1024, 16), (1024, 64, 4096, 8), (512, 256, 1024, 8), (1024, 256, 2048, 16))
 VARIANTS = ("topk", "batchtopk", "jumprelu")
 PRODUCTS = ((64, 16, 48), (1024, 64, 1024), (1024, 64, 4096), (1024, 256, 4096), (256, 256, 4096), (256, 256, 16384))
@@ -88,7 +89,7 @@ def gauge(seconds: float = 10.0) -> Machine:
     """
     if not seconds >= 1:
         raise ValueError(f"seconds={seconds!r} must be at least 1: what takes milliseconds is timed many times.")
-    begin, cache, clock = time.perf_counter(), own_cache(), clock_of(torch.get_num_threads())
+    begin, cache, clock = time.perf_counter(), caches(), clock_of(torch.get_num_threads())
     next(steps_of(Step("topk", 16, 64, 2, 64, "float32")))
     gc.collect()
     base = psutil.Process().memory_info().rss
@@ -146,7 +147,7 @@ def explained(groups: list[list[Way]], times: list[list[float]]) -> tuple[dict[s
     return known, off
 
 
-def groups_of(cache: int) -> list[list[Way]]:
+def groups_of(cache: Caches) -> list[list[Way]]:
     """Amounts of work and a way to do just that: memory and products, then choosing, then steps of the loop itself."""
     rng = torch.Generator().manual_seed(0)
     plain, choosing = [], []
@@ -156,7 +157,7 @@ def groups_of(cache: int) -> list[list[Way]]:
     return [plain, choosing, list(steps(cache))]
 
 
-def steps(cache: int) -> Iterator[Way]:
+def steps(cache: Caches) -> Iterator[Way]:
     """Steps in the precision that "auto" takes."""
     auto = str(choice_dtype("cpu", WIDTHS[1])).removeprefix("torch.")
     for variant in VARIANTS:
@@ -165,7 +166,7 @@ def steps(cache: int) -> Iterator[Way]:
             yield add(*workload.step(s, cache).values()), steps_of(s).__next__
 
 
-def products(cache: int, rng: torch.Generator) -> Iterator[Way]:
+def products(cache: Caches, rng: torch.Generator) -> Iterator[Way]:
     """The dense product in each precision, and choosing while it is made: none, few and many."""
     from ..sparse.coarse import Coarse, Codes, Numbers, available
 
@@ -187,7 +188,7 @@ def products(cache: int, rng: torch.Generator) -> Iterator[Way]:
         yield {"code": W.numel()}, lambda: Coarse(coarse.x, Codes.of(W), None, False).panels
 
 
-def floats(cache: int, rng: torch.Generator) -> Iterator[Way]:
+def floats(cache: Caches, rng: torch.Generator) -> Iterator[Way]:
     """The dense product in floats, and reading its numbers again to choose."""
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         for tok, width, latents in ((1024, 64, 1024), (1024, 256, 1024), (256, 256, 4096)):
@@ -201,11 +202,13 @@ def floats(cache: int, rng: torch.Generator) -> Iterator[Way]:
             yield workload.product(Step("topk", width, latents, 8, tok, name), cache), choose
 
 
-def gathers(cache: int, rng: torch.Generator) -> Iterator[Way]:
-    """Rows from tables that fit a core's cache and from tables of `TABLE` bytes; a gradient."""
+def gathers(cache: Caches, rng: torch.Generator) -> Iterator[Way]:
+    """Rows from tables that fit a core's cache, of `TABLE` bytes, and `BEYOND` times the last cache; a gradient."""
     tok, width, latents, _ = LARGEST
-    for rows, wide in ((512, width), (latents, width), (2 * latents, width // 2), (4 * latents, width // 4)):
-        table, n = torch.randn(rows, wide, generator=rng), 64 * tok
+    beyond = int(min(BEYOND * cache.last, MOST)) // FLOAT
+    known = [(512, width), (latents, width), (2 * latents, width // 2), (4 * latents, width // 4)]
+    for rows, wide in [*known, (beyond // width, width), (beyond // width // 4, 4 * width)]:
+        table, n = torch.ones(rows, wide), 64 * tok
         s = Support.rows(torch.randint(rows, (tok, 64), generator=rng), rows)
         value, x = torch.randn(n, generator=rng), torch.randn(tok, wide, generator=rng)
         amounts = gathered(n, rows, wide, cache)
@@ -241,10 +244,15 @@ def fresh_pages() -> None:
             new[at] = 1
 
 
-def own_cache() -> int:
-    """Bytes of a core's second cache; a usual number where the system does not say."""
+def caches() -> Caches:
+    """Of this machine; usual numbers where the system does not say."""
+    own = _cache(2, 2**20)
+    return Caches(own, max(own, _cache(3, 2**25)))
+
+
+def _cache(level: int, usual: int) -> int:
     try:
-        said = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
+        said = Path(f"/sys/devices/system/cpu/cpu0/cache/index{level}/size").read_text().strip()
         return int(said.removesuffix("K")) * 1024
     except (OSError, ValueError):
-        return 2**20
+        return usual

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..runs.files import replace
-from ..workload import UNITS, Amounts
+from ..workload import UNITS, Amounts, Caches
 
 FORMAT = "sae_lab machine/1"
 
@@ -19,7 +19,7 @@ class Machine:
 
     Attributes:
         seconds: per unit of work (`workload.UNITS`), with so many threads.
-        cache: bytes that a core has to itself (L2).
+        cache: bytes that a core has to itself (L2), and of the last cache before memory (L3).
         threads: of torch.
         base: bytes that a process takes before it has an SAE.
         choose_in: precision that "auto" chooses latents in, by the least d_in from which on it does.
@@ -27,7 +27,7 @@ class Machine:
     """
 
     seconds: Mapping[str, float]
-    cache: int
+    cache: Caches
     threads: int
     base: int
     choose_in: Mapping[int, str]
@@ -37,8 +37,8 @@ class Machine:
         odd = {u: s for u, s in self.seconds.items() if not (isinstance(s, float | int) and 0 <= s < math.inf)}
         if odd or set(self.seconds) - set(UNITS):
             raise ValueError(f"A machine takes a finite time, 0 or more, for units {', '.join(UNITS)}; this has {odd}.")
-        for name in ("cache", "threads"):
-            if not (isinstance(value := getattr(self, name), int) and value >= 1):
+        for name, value in (("own cache", self.cache.own), ("last cache", self.cache.last), ("threads", self.threads)):
+            if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"{name}={value!r} of a machine must be a whole number of at least 1.")
 
     def auto(self, d_in: int) -> str:
@@ -72,7 +72,10 @@ class Machine:
         if missing:
             raise ValueError(f"A machine's file has to say {', '.join(sorted(missing))} too. Gauge that machine again.")
         given = {f.name: saved[f.name] for f in fields(cls)}
-        return cls(**given | {"choose_in": {int(least): name for least, name in given["choose_in"].items()}})
+        if not (isinstance(given["cache"], list) and len(given["cache"]) == 2):
+            raise ValueError(f"cache={given['cache']!r} of a machine must be two: a core's own and the last.")
+        choose_in = {int(least): name for least, name in given["choose_in"].items()}
+        return cls(**given | {"cache": Caches(*given["cache"]), "choose_in": choose_in})
 
     def save(self, file: str | Path) -> Path:
         """Writes it as JSON, for `load` here or elsewhere."""
