@@ -158,6 +158,7 @@ def test_candidates_of_a_floor_are_what_rounding_may_hide(d_in, d_sae, k, monkey
     )
     rng = torch.Generator().manual_seed(0)
     x, W = torch.randn(512, d_in, generator=rng), torch.randn(d_sae, d_in, generator=rng)
+    x *= 1 + workload.SPREAD * torch.randn(512, 1, generator=rng)
     W /= W.norm(dim=1, keepdim=True)
     pre = preacts.encode(x, W, choose_in=torch.int8)
     floor = (x @ W.T).flatten().topk(512 * k).values[-1]
